@@ -1,0 +1,2 @@
+export { KvServer } from './kv-server.js';
+export type { KvServerOptions } from './options.js';

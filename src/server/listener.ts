@@ -1,0 +1,132 @@
+/**
+ * The listening socket, ours rather than gRPC's, so that a port in use, an address of another host or a stale Unix
+ * socket is told as what it is.
+ */
+
+import { readdir, readFile, readlink, unlink } from 'node:fs/promises';
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { type ControlAddress, formatControlAddress } from '../protocol/address.js';
+import { FabricKvError } from '../protocol/errors.js';
+
+/** A bound socket that accepts from the moment it is asked to. */
+export interface Listener {
+  /** The address with the port that was really taken. */
+  readonly address: ControlAddress;
+  /** Hands over connections, those that have come already first. */
+  accept(onConnection: (socket: Socket) => void): void;
+  /** Accepts no more; connections stay. */
+  close(): Promise<void>;
+}
+
+/**
+ * Binds an address.
+ *
+ * @throws ERR_FABRICKV_ADDRESS_IN_USE, ERR_FABRICKV_ADDRESS_UNAVAILABLE
+ */
+export async function listen(address: ControlAddress): Promise<Listener> {
+  const early: Socket[] = [];
+  let handle: (socket: Socket) => void = (socket) => early.push(socket);
+  const server = createServer({ noDelay: true, allowHalfOpen: true }, (socket) => handle(socket));
+  if (address.kind === 'unix') await removeStaleSocket(address.path);
+  await bind(server, address);
+  const bound = server.address();
+  return {
+    address:
+      address.kind === 'tcp' && bound !== null && typeof bound === 'object'
+        ? { ...address, port: bound.port }
+        : address,
+    accept(onConnection) {
+      handle = onConnection;
+      for (const socket of early.splice(0)) onConnection(socket);
+    },
+    close: () =>
+      new Promise((resolve) => {
+        for (const socket of early.splice(0)) socket.destroy();
+        server.close(() => resolve());
+      }),
+  };
+}
+
+async function bind(server: Server, address: ControlAddress): Promise<void> {
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(
+        address.kind === 'unix' ? { path: address.path } : { host: address.host, port: address.port },
+        () => {
+          server.removeListener('error', reject);
+          resolve();
+        },
+      );
+    });
+  } catch (error) {
+    throw await explain(error, address);
+  }
+}
+
+async function explain(error: unknown, address: ControlAddress): Promise<FabricKvError> {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  const where = formatControlAddress(address);
+  if (code === 'EADDRINUSE') {
+    const holder = address.kind === 'tcp' ? await holderOf(address.port) : undefined;
+    const by = holder === undefined ? 'another process' : holder;
+    return new FabricKvError('ERR_FABRICKV_ADDRESS_IN_USE', `${where} is in use by ${by}`, { cause: error });
+  }
+  const reasons: Readonly<Record<string, string>> = {
+    EADDRNOTAVAIL: 'is not an address of this machine',
+    EACCES: 'may not be used by this user (ports below 1024 need a capability)',
+    ENOTFOUND: 'is a name that does not resolve',
+    EAI_AGAIN: 'is a name that does not resolve at the moment',
+    ENOENT: 'is in a directory that does not exist',
+  };
+  return new FabricKvError(
+    'ERR_FABRICKV_ADDRESS_UNAVAILABLE',
+    `${where} ${reasons[code] ?? `cannot be used (${code})`}`,
+    {
+      cause: error,
+    },
+  );
+}
+
+/** A socket file that nobody listens on any more would be "in use" for ever. */
+async function removeStaleSocket(path: string): Promise<void> {
+  const refused = await new Promise<boolean>((resolve) => {
+    const probe = connect({ path });
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(false);
+    });
+    probe.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'));
+  });
+  if (refused) await unlink(path);
+}
+
+/** The process that listens on a port, where /proc lets us see it. */
+async function holderOf(port: number): Promise<string | undefined> {
+  const inode = await listeningInode(port);
+  if (inode === undefined) return undefined;
+  const processes = (await readdir('/proc').catch(() => [])).filter((name) => /^\d+$/.test(name));
+  for (const pid of processes) {
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) {
+      const target = await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '');
+      if (target !== `socket:[${inode}]`) continue;
+      const name = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => 'a process');
+      return `${name.trim()} (pid ${pid})`;
+    }
+  }
+  return undefined;
+}
+
+const LISTEN_STATE = '0A';
+
+async function listeningInode(port: number): Promise<string | undefined> {
+  const suffix = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  for (const table of ['/proc/net/tcp', '/proc/net/tcp6']) {
+    const text = await readFile(table, 'utf8').catch(() => '');
+    for (const line of text.split('\n').slice(1)) {
+      const columns = line.trim().split(/\s+/);
+      if (columns[1]?.endsWith(suffix) && columns[3] === LISTEN_STATE) return columns[9];
+    }
+  }
+  return undefined;
+}

@@ -1,0 +1,78 @@
+/**
+ * What all mutations share: memory for a value, options, and results that are remembered.
+ */
+
+import { FabricKvError } from '../protocol/errors.js';
+import type { PutOptions__Output } from '../protocol/generated/fabrickv/v1/PutOptions.js';
+import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
+import { toBigInt } from '../protocol/wire.js';
+import type { ServerContext } from './server-context.js';
+import type { Extent } from './store/arena.js';
+
+/** @throws ERR_FABRICKV_VALUE_TOO_LARGE, ERR_FABRICKV_CAPACITY when the value cannot fit whatever is deleted */
+export function checkLength(context: ServerContext, length: number): void {
+  const { maxValueBytes } = context.settings;
+  if (length > maxValueBytes) {
+    throw new FabricKvError(
+      'ERR_FABRICKV_VALUE_TOO_LARGE',
+      `the value has ${length} bytes; --max-value is ${maxValueBytes}`,
+      { outcome: 'not-applied', details: { length: String(length), maxValueBytes: String(maxValueBytes) } },
+    );
+  }
+}
+
+/**
+ * Takes extents for a value. When there is room only in quarantine, it is first proved that the memory is safe.
+ *
+ * @param stillWanted asked after that wait
+ * @throws ERR_FABRICKV_CAPACITY
+ */
+export async function allocateExtents(
+  context: ServerContext,
+  length: number,
+  stillWanted: () => boolean,
+): Promise<readonly Extent[]> {
+  const extents = context.store.arena.allocate(length);
+  if (extents !== undefined) return extents;
+  if (context.store.arena.usage.quarantinedBytes > 0) {
+    await context.dataPlane.reclaim();
+    const reclaimed = stillWanted() ? context.store.arena.allocate(length) : [];
+    if (reclaimed !== undefined) return reclaimed;
+  }
+  throw outOfMemory(context, length);
+}
+
+/** The arena is full: how full, and of what. */
+export function outOfMemory(context: ServerContext, length: number): FabricKvError {
+  const { freeBytes, totalBytes, quarantinedBytes } = context.store.arena.usage;
+  return new FabricKvError(
+    'ERR_FABRICKV_CAPACITY',
+    `no room for ${length} bytes: ${freeBytes} of the arena's ${totalBytes} are free, ${quarantinedBytes} quarantined`,
+    {
+      outcome: 'not-applied',
+      // More than there is at all never fits, however often it is tried.
+      retryable: length <= totalBytes,
+      details: { length: String(length), freeBytes: String(freeBytes), totalBytes: String(totalBytes) },
+    },
+  );
+}
+
+/** @throws ERR_FABRICKV_UNIMPLEMENTED for what this release does not do yet: better refused than ignored */
+export function refuseOptions(options: PutOptions__Output | null): void {
+  if (options === null) return;
+  const asked =
+    toBigInt(options.ttlMs) !== 0n ||
+    options.ifAbsent ||
+    toBigInt(options.ifVersion) !== 0n ||
+    options.acknowledgement !== 'MEMORY';
+  if (asked) {
+    throw new FabricKvError('ERR_FABRICKV_UNIMPLEMENTED', 'this server takes no PutOptions', {
+      outcome: 'not-applied',
+    });
+  }
+}
+
+/** Keeps a mutation's result for retries. Callers without a client id (0) do not retry. */
+export function remember(context: ServerContext, clientId: bigint, operationId: number, result: Result): void {
+  if (clientId !== 0n) context.history.settle(clientId, operationId, result);
+}

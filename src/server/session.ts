@@ -1,0 +1,357 @@
+/**
+ * One client's session: its handshake, its messages, what was granted to it, and its end, with which everything goes.
+ */
+
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { FabricError, remoteAddress, remoteKey } from '../fabric/index.js';
+import { encodeServerFrame, type Received } from '../protocol/codec.js';
+import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
+import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
+import type { ClientMessage__Output } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
+import type { Hello__Output } from '../protocol/generated/fabrickv/v1/Hello.js';
+import type { Region__Output } from '../protocol/generated/fabrickv/v1/Region.js';
+import type { ServerMessage } from '../protocol/generated/fabrickv/v1/ServerMessage.js';
+import {
+  FRAME_BYTES_MAX,
+  FRAME_MESSAGES_MAX,
+  KEY_BYTES_MAX,
+  OPERATION_TIMEOUT_MS_DEFAULT,
+  OPERATION_TIMEOUT_MS_MAX,
+  PROTOCOL_VERSION,
+} from '../protocol/limits.js';
+import { toFailure, toStatus } from '../protocol/rpc-errors.js';
+import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
+import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger } from '../protocol/wire.js';
+import type { Negotiated } from './data-plane.js';
+import type { ActiveOperation, OperationHost } from './operation.js';
+import { OperationGate } from './operation-gate.js';
+import { REGIONS_PER_SESSION_MAX } from './options.js';
+import type { Peer, PeerRegion } from './peers.js';
+import type { ServerContext } from './server-context.js';
+import { handleOperation } from './session-operations.js';
+
+/** The stream as gRPC gives it to us, with our own codec on both sides. */
+export type SessionStream = ServerDuplexStream<Received<ClientMessage__Output>, Buffer>;
+
+/** `opening` until Welcome is sent, `open`, then `ended`. */
+type SessionState = 'opening' | 'welcoming' | 'open' | 'ended';
+
+/** A client that says nothing after it has opened a stream is given this long. */
+const HELLO_TIMEOUT_MS = 10_000;
+
+const CLIENT_NAME_MAX = 128;
+
+/** One stream, from its Hello to its end. */
+export class Session implements OperationHost {
+  readonly id: bigint;
+  readonly gate: OperationGate;
+  clientId = 0n;
+  private state: SessionState = 'opening';
+  private readonly writer: FrameWriter<ServerMessage>;
+  private readonly operations = new Map<number, ActiveOperation>();
+  private readonly regions = new Map<number, PeerRegion>();
+  private readonly helloTimer: NodeJS.Timeout;
+  private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
+  private traceContext: TraceContext;
+  private windowIds = 0;
+  private idleCallback: (() => void) | undefined;
+
+  constructor(
+    readonly context: ServerContext,
+    private readonly stream: SessionStream,
+    id: bigint,
+    private readonly onEnded: (session: Session) => void,
+  ) {
+    this.id = id;
+    this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
+    this.writer = new FrameWriter(stream, encodeServerFrame, (writable) => {
+      // A client that does not read is not read from: its results would pile up here.
+      if (writable) stream.resume();
+      else stream.pause();
+    });
+    this.traceContext = {
+      side: 'server',
+      logger: context.logger,
+      formatKey: context.formatKey,
+      peer: stream.getPeer(),
+      provider: undefined,
+    };
+    this.helloTimer = setTimeout(
+      () => this.refuse(new FabricKvError('ERR_FABRICKV_PROTOCOL', `no Hello within ${HELLO_TIMEOUT_MS} ms`)),
+      HELLO_TIMEOUT_MS,
+    );
+    stream.on('data', (frame: Received<ClientMessage__Output>) => this.onFrame(frame));
+    stream.on('end', () => this.end('the client ended the stream'));
+    stream.on('cancelled', () => this.end('the connection was lost or the client gave it up'));
+    stream.on('error', (error: Error) => this.end(error.message));
+  }
+
+  /** The data plane of this session, unless it is inline-only. */
+  get peer(): Peer | undefined {
+    return this.negotiated.provider === undefined ? undefined : this.negotiated.peer;
+  }
+
+  /** Operations in flight. */
+  get operationsInFlight(): number {
+    return this.operations.size;
+  }
+
+  region(regionId: number): PeerRegion | undefined {
+    return this.regions.get(regionId);
+  }
+
+  operation(operationId: number): ActiveOperation | undefined {
+    return this.operations.get(operationId);
+  }
+
+  trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace {
+    return new OperationTrace(this.traceContext, op, () => `${hex64(this.clientId)}-${operationId}`, key, first);
+  }
+
+  send(operationId: number, message: Omit<ServerMessage, 'operationId'>, sizeBytes = 64): void {
+    this.writer.send({ operationId, ...message }, sizeBytes);
+  }
+
+  sendData(source: DataSource<ServerMessage>): void {
+    this.writer.sendData(source);
+  }
+
+  fail(operationId: number, error: FabricKvError, sinkBusy = false): void {
+    if (error.code === 'ERR_FABRICKV_INTERNAL') {
+      this.context.logger.error({ err: error, requestId: `${hex64(this.clientId)}-${operationId}` }, 'Internal error');
+    }
+    this.send(operationId, { result: { failure: toFailure(error, sinkBusy) } }, 256);
+  }
+
+  nextWindowId(): number {
+    this.windowIds += 1;
+    return this.windowIds;
+  }
+
+  /** An operation goes on beyond this turn. */
+  started(operationId: number, operation: ActiveOperation): void {
+    this.operations.set(operationId, operation);
+  }
+
+  finished(operationId: number): void {
+    this.operations.delete(operationId);
+    if (this.operations.size === 0) this.idleCallback?.();
+  }
+
+  /** The time that an operation asks for, within bounds. */
+  timeoutMs(deadlineMs: number): number {
+    return deadlineMs === 0 ? OPERATION_TIMEOUT_MS_DEFAULT : Math.min(deadlineMs, OPERATION_TIMEOUT_MS_MAX);
+  }
+
+  /** The server stops: say so, and end when nothing is in flight any more, or after `drainMs`. */
+  async drain(drainMs: number): Promise<void> {
+    if (this.state === 'ended') return;
+    if (this.state === 'open') {
+      this.send(0, { goAway: { reason: 'the server is stopping', drainMs } });
+      await this.idle(drainMs);
+    }
+    this.end('the server is stopping');
+  }
+
+  /** Ends the session, and all that was granted to it. Idempotent. */
+  end(reason: string, error?: FabricKvError): void {
+    if (this.state === 'ended') return;
+    this.state = 'ended';
+    clearTimeout(this.helloTimer);
+    this.writer.flush();
+    this.writer.end();
+    for (const operation of [...this.operations.values()]) operation.stop({ kind: 'session-ended' });
+    this.idleCallback?.();
+    if (error === undefined) this.stream.end();
+    else this.stream.emit('error', toStatus(error));
+    void this.releasePeer();
+    this.context.logger.info({ sessionId: hex64(this.id), peer: this.traceContext.peer, reason }, 'Session ended');
+    this.onEnded(this);
+  }
+
+  private refuse(error: FabricKvError): void {
+    this.context.logger.warn(
+      { peer: this.traceContext.peer, code: error.code, error: error.message },
+      'Session refused',
+    );
+    this.context.counters.failures += 1;
+    this.end(error.message, error);
+  }
+
+  private onFrame(frame: Received<ClientMessage__Output>): void {
+    if (this.state === 'ended') return;
+    if (frame instanceof FabricKvError) {
+      this.refuse(frame);
+      return;
+    }
+    for (const message of frame) {
+      // A message may end the session.
+      if (this.isEnded()) return;
+      this.onMessage(message);
+    }
+  }
+
+  private onMessage(message: ClientMessage__Output): void {
+    if (this.state === 'opening' && message.body === 'hello' && message.hello) {
+      this.state = 'welcoming';
+      clearTimeout(this.helloTimer);
+      void this.welcome(message.hello);
+      return;
+    }
+    if (this.state !== 'open') {
+      this.refuse(new FabricKvError('ERR_FABRICKV_PROTOCOL', 'a session begins with one Hello and waits for Welcome'));
+      return;
+    }
+    try {
+      switch (message.body) {
+        case 'bye':
+          this.end('the client said Bye');
+          break;
+        case 'region':
+          if (message.region) this.onRegion(message.region);
+          break;
+        case 'regionEnded':
+          if (message.regionEnded) this.onRegionEnded(message.regionEnded.regionId);
+          break;
+        case 'windowEnded':
+          // A client's word proves nothing of a window; see windows.ts.
+          break;
+        default:
+          handleOperation(this, toSafeInteger(message.operationId, 'operation_id'), message);
+      }
+    } catch (error) {
+      this.refuse(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
+    }
+  }
+
+  private async welcome(hello: Hello__Output): Promise<void> {
+    const { context } = this;
+    const { settings } = context;
+    try {
+      if (context.stopping !== undefined) throw context.stopping;
+      if (hello.minVersion > PROTOCOL_VERSION || hello.maxVersion < PROTOCOL_VERSION) {
+        throw new FabricKvError(
+          'ERR_FABRICKV_PROTOCOL_VERSION',
+          `the client speaks versions ${hello.minVersion} to ${hello.maxVersion} of the protocol, the server ${PROTOCOL_VERSION}`,
+        );
+      }
+      this.clientId = toBigInt(hello.clientId);
+      if (this.clientId === 0n) throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'Hello without a client_id');
+      const negotiated = await this.negotiate(hello);
+      if (this.state !== 'welcoming') {
+        if (negotiated.provider !== undefined) await negotiated.table.release(negotiated.peer);
+        return;
+      }
+      this.negotiated = negotiated;
+    } catch (error) {
+      this.refuse(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
+      return;
+    }
+    const { negotiated } = this;
+    const rail = this.peer?.rail;
+    const name = hello.clientName.slice(0, CLIENT_NAME_MAX);
+    this.traceContext = {
+      ...this.traceContext,
+      peer: name === '' ? this.traceContext.peer : `${name}@${this.traceContext.peer}`,
+      provider: negotiated.provider,
+    };
+    this.state = 'open';
+    this.send(0, {
+      welcome: {
+        version: PROTOCOL_VERSION,
+        features: [],
+        sessionId: fromBigInt(this.id),
+        serverEpoch: fromBigInt(context.serverEpoch),
+        nodeId: context.nodeId,
+        clusterId: '',
+        provider: negotiated.provider ?? '',
+        rails: rail === undefined ? [] : [{ address: rail.info.address, format: rail.info.addressFormat }],
+        inlineOnlyReason: negotiated.provider === undefined ? negotiated.reason : '',
+        getInlineThreshold: fromThreshold(settings.getInlineThreshold),
+        putInlineThreshold: fromThreshold(settings.putInlineThreshold),
+        limits: {
+          maxValueBytes: settings.maxValueBytes,
+          maxKeyBytes: KEY_BYTES_MAX,
+          maxFrameBytes: FRAME_BYTES_MAX,
+          maxMessagesPerFrame: FRAME_MESSAGES_MAX,
+          maxOperationsInFlight: settings.maxInFlight,
+          maxOperationsWaiting: settings.maxWaiting,
+          maxRegions: REGIONS_PER_SESSION_MAX,
+        },
+        advertiseAddr: context.advertiseAddr,
+        serverVersion: context.version,
+        serverTimeUnixUs: Math.round((performance.timeOrigin + performance.now()) * 1000),
+      },
+    });
+    context.logger.info(
+      {
+        sessionId: hex64(this.id),
+        clientId: hex64(this.clientId),
+        peer: this.traceContext.peer,
+        provider: negotiated.provider,
+        inlineOnlyReason: negotiated.provider === undefined ? negotiated.reason : undefined,
+      },
+      negotiated.provider === undefined ? 'Session opened, inline only' : 'Session opened',
+    );
+  }
+
+  private async negotiate(hello: Hello__Output): Promise<Negotiated> {
+    try {
+      return await this.context.dataPlane.negotiate(hello.providers);
+    } catch (error) {
+      if (!(error instanceof FabricError)) throw error;
+      // The address cannot be a peer's: the control plane still works.
+      return { provider: undefined, reason: `the client's fabric address was not accepted: ${error.message}` };
+    }
+  }
+
+  private onRegion({ regionId, length, rails: [rail] }: Region__Output): void {
+    const { peer } = this;
+    if (peer === undefined || rail === undefined) {
+      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'Region in a session without a data plane, or without a rail');
+    }
+    if (this.regions.has(regionId)) throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `region ${regionId} exists`);
+    if (this.regions.size >= REGIONS_PER_SESSION_MAX) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_RESOURCE_EXHAUSTED',
+        `over ${REGIONS_PER_SESSION_MAX} regions in a session`,
+      );
+    }
+    const address = remoteAddress(toBigInt(rail.address));
+    const key = remoteKey(toBigInt(rail.rkey));
+    this.regions.set(regionId, peer.addRegion(address, key, toSafeInteger(length, 'Region.length')));
+  }
+
+  private onRegionEnded(regionId: number): void {
+    const region = this.regions.get(regionId);
+    if (region === undefined) return;
+    this.regions.delete(regionId);
+    void region.unused().then(() => {
+      this.peer?.removeRegion(region);
+      this.send(0, { regionEnded: { regionId } });
+    });
+  }
+
+  private async releasePeer(): Promise<void> {
+    const { negotiated } = this;
+    if (negotiated.provider === undefined) return;
+    for (const region of this.regions.values()) negotiated.peer.removeRegion(region);
+    this.regions.clear();
+    await negotiated.table.release(negotiated.peer);
+  }
+
+  private idle(timeoutMs: number): Promise<void> {
+    if (this.operations.size === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, timeoutMs);
+      this.idleCallback = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  private isEnded(): boolean {
+    return this.state === 'ended';
+  }
+}

@@ -1,0 +1,55 @@
+/**
+ * All sessions of a server, up to --max-sessions.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { FabricKvError } from '../protocol/errors.js';
+import { toStatus } from '../protocol/rpc-errors.js';
+import type { ServerContext } from './server-context.js';
+import { Session, type SessionStream } from './session.js';
+
+/** Opens sessions and ends them. */
+export class Sessions {
+  private readonly open = new Set<Session>();
+
+  constructor(private readonly context: ServerContext) {}
+
+  /** How many there are. */
+  get count(): number {
+    return this.open.size;
+  }
+
+  /** Transfers in flight and waiting, of all sessions. */
+  get operationsInFlight(): number {
+    let sum = 0;
+    for (const session of this.open) sum += session.operationsInFlight;
+    return sum;
+  }
+
+  /** The handler of the Session call. */
+  readonly handler = (stream: SessionStream): void => {
+    const { settings, stopping, counters } = this.context;
+    const refusal =
+      this.open.size >= settings.maxSessions
+        ? new FabricKvError(
+            'ERR_FABRICKV_RESOURCE_EXHAUSTED',
+            `the server has ${settings.maxSessions} sessions (--max-sessions)`,
+          )
+        : stopping;
+    if (refusal !== undefined) {
+      counters.failures += 1;
+      stream.on('error', () => stream.destroy());
+      stream.emit('error', toStatus(refusal));
+      return;
+    }
+    counters.sessionsOpened += 1;
+    this.open.add(
+      new Session(this.context, stream, randomBytes(8).readBigUInt64LE(), (ended) => this.open.delete(ended)),
+    );
+  };
+
+  /** Lets every session end what is in flight, for at most `drainMs`, and ends it. */
+  async drain(drainMs: number): Promise<void> {
+    await Promise.all([...this.open].map((session) => session.drain(drainMs)));
+  }
+}
