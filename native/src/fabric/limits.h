@@ -1,0 +1,50 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+
+namespace fabrickv::fabric {
+
+using Clock = std::chrono::steady_clock;
+
+// Commands and transfers of one rail that have not been settled; past it, BUSY.
+constexpr size_t kPendingMax = 8192;
+// A transfer can be cancelled once, and a cancel is not counted as pending.
+constexpr size_t kCommandRing = 2 * kPendingMax;
+// Everything pending settles once; the two extra ones are "opened" and "failed". A power of two.
+constexpr size_t kCompletionRing = 2 * kPendingMax;
+// Transfer ids are slot + generation * this; TRANSFER_SLOTS of src/fabric/rail.ts is the same number.
+constexpr uint64_t kTransferSlots = 16384;
+constexpr size_t kPeersMax = 4096;
+constexpr size_t kRemotesMax = 65536;
+constexpr size_t kRegionsMax = 65536;
+// Chunks of one rail in flight, whatever the provider would take.
+constexpr size_t kOperationsMax = 4096;
+// Chunks to one peer in flight, however small they are.
+constexpr uint32_t kOperationsPerPeerMax = 64;
+// Pieces of one write. A value of 64 GiB has 4,096 extents.
+constexpr size_t kSegmentsMax = 65536;
+constexpr size_t kRegionBytesMax = size_t{1} << 30;
+constexpr size_t kAddressBytesMax = 256;
+
+// How long a removal waits for writes in flight to come back.
+constexpr auto kRemovalTimeout = std::chrono::seconds(2);
+// How long closing waits for the same, before it closes the endpoint over them.
+constexpr auto kCloseTimeout = std::chrono::seconds(1);
+// How long the end of the process waits for all rails together.
+constexpr auto kExitTimeout = std::chrono::seconds(3);
+// The longest sleep of a progress thread, and so the coarsest heartbeat.
+constexpr auto kSleepMax = std::chrono::milliseconds(100);
+// While something connects: connection events do not reliably wake the CQ's fd (1.05 s with a cap of 1 s).
+constexpr auto kConnectingSleepMax = std::chrono::milliseconds(1);
+constexpr auto kConnectingWindow = std::chrono::seconds(2);
+// After a wake-up that brought no completion, something may be connecting to us.
+constexpr auto kUnexplainedWakeWindow = std::chrono::milliseconds(50);
+// A target sees no completions. Sleeps shorter than this, so often in a row, mean that it is in a bulk transfer …
+constexpr auto kBulkSleep = std::chrono::microseconds(150);
+constexpr int kBulkStreak = 3;
+// … and then it spins for this long before it sleeps.
+constexpr auto kBulkSpin = std::chrono::microseconds(200);
+
+}  // namespace fabrickv::fabric

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "fabric/endpoint.h"
+#include "fabric/scheduler.h"
+#include "fabric/shared_state.h"
+
+namespace fabrickv::fabric {
+
+// A rail's thread: it opens the endpoint, executes commands, posts and reads completions until it is told to stop, and
+// closes everything. All libfabric objects of the rail live and die on it.
+class ProgressThread final : public Scheduler::Listener {
+ public:
+  explicit ProgressThread(SharedState& shared) : shared_(shared) {}
+
+  // The thread's body; returns when everything is closed.
+  void run();
+
+ private:
+  struct Removal {
+    Peer* peer;
+    int64_t token;
+    Clock::time_point deadline;
+    // The removal was reported as timed out; only the bookkeeping is left.
+    bool reported;
+  };
+
+  bool open();
+  void loop();
+  bool execute_commands();
+  void execute(const Command& command);
+  void register_region(Region& region, int64_t token);
+  void request_close(Region& region, int64_t token);
+  void close_region(Region& region);
+  void insert_peer(Peer& peer, int64_t token);
+  void begin_removal(Peer& peer, int64_t token);
+  void check_removals();
+  int take_out_of_vector(Peer& peer);
+  void on_settled(Transfer& transfer) override;
+  void on_connection_failed(Peer& peer) override;
+  void reconnect_failed_peers();
+  void shut_down();
+  void flush_in_flight();
+  void close_everything();
+
+  void wait();
+  Clock::duration spin_time() const;
+  Clock::duration sleep_limit(Clock::time_point now) const;
+  void note_sleep(Clock::duration slept, bool queue_woke_us, Clock::time_point now);
+  bool must_not_sleep() const;
+
+  void push(CompletionKind kind, int64_t token, void* object, std::unique_ptr<Error> error);
+  void wake_owner();
+  Error make_error(ErrorCode code, const char* call, int result) const;
+  Error closed_error(const char* call) const;
+
+  SharedState& shared_;
+  std::unique_ptr<Endpoint> endpoint_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::vector<Removal> removals_;
+  // What is open, so that closing finds it; each element knows its index.
+  std::vector<Peer*> peers_;
+  std::vector<Region*> regions_;
+  // Peers whose connection has failed, to be closed before anything more is posted.
+  std::vector<Peer*> failed_peers_;
+  // Why the rail failed by itself.
+  std::unique_ptr<Error> failure_;
+  bool pushed_ = false;
+  size_t remote_write_regions_ = 0;
+
+  Clock::time_point now_{};
+  Clock::time_point last_activity_{};
+  Clock::time_point last_connect_{};
+  Clock::time_point last_unexplained_wake_{};
+  int short_sleeps_ = 0;
+};
+
+}  // namespace fabrickv::fabric

@@ -1,0 +1,288 @@
+// What happens when the other process dies, hangs, or is thrown out, and when a rail is closed at any moment.
+
+#include <dirent.h>
+
+#include <algorithm>
+#include <csignal>
+
+#include "check.h"
+#include "driver.h"
+#include "memory/crc32c.h"
+#include "peer_process.h"
+
+using namespace fabrickv;
+using namespace fabrickv::test;
+using fabric::ErrorCode;
+
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+size_t count_entries(const char* directory) {
+  DIR* listing = opendir(directory);
+  size_t count = 0;
+  while (readdir(listing) != nullptr) count++;
+  closedir(listing);
+  return count;
+}
+
+struct Writer {
+  explicit Writer(PeerProcess& target, fabric::RailOptions options = {})
+      : driver(std::move(options)), source(map(target.size_bytes())) {
+    fill(*source, 1);
+    target.insert_peer(driver.info().address);
+    know(target);
+  }
+  void know(PeerProcess& target) {
+    peer = driver.add_peer(target.address());
+    remote = driver.add_remote(peer, target.remote_address(), target.key(), target.size_bytes());
+  }
+  uint64_t start() { return driver.start_write(peer, {{source, 0, remote, 0, source->size_bytes()}}); }
+  // Starts a write and returns when some of it has arrived and some has not.
+  uint64_t start_and_reach_the_middle() {
+    const uint64_t transfer = start();
+    while (driver.rail().bytes_completed(transfer) < source->size_bytes() / 16) {
+      if (driver.settled(transfer)) fail(__FILE__, __LINE__, "it was over before its middle");
+    }
+    return transfer;
+  }
+
+  Driver driver;
+  std::shared_ptr<memory::Mapping> source;
+  uint64_t peer = 0;
+  uint64_t remote = 0;
+};
+
+}  // namespace
+
+TEST(a_killed_peer_fails_the_write_within_a_second) {
+  PeerProcess target(128 * kMiB);
+  Writer writer(target);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+  const uint64_t transfer = writer.start_and_reach_the_middle();
+  const auto before = std::chrono::steady_clock::now();
+  target.kill(SIGKILL);
+  const auto error = writer.driver.wait_transfer(transfer);
+  CHECK(error != nullptr);
+  CHECK_EQUAL(error->code, ErrorCode::kTransferFailed);
+  CHECK(std::chrono::steady_clock::now() - before < 1s);
+  // The rail lives: another peer works.
+  PeerProcess next(kMiB);
+  next.insert_peer(writer.driver.info().address);
+  writer.source = map(kMiB);
+  writer.know(next);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+}
+
+TEST(a_frozen_peer_is_cancelled_and_removed_without_its_help) {
+  PeerProcess target(256 * kMiB);
+  Writer writer(target);
+  PeerProcess bystander(kMiB);
+  bystander.insert_peer(writer.driver.info().address);
+  const uint64_t other = writer.driver.add_peer(bystander.address());
+  const uint64_t other_remote = writer.driver.add_remote(other, bystander.remote_address(), bystander.key(), kMiB);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+
+  const uint64_t transfer = writer.start_and_reach_the_middle();
+  target.kill(SIGSTOP);
+  fabric::Rail& rail = writer.driver.rail();
+  // What the sockets hold drains away, and then nothing moves.
+  uint64_t done = 0;
+  do {
+    done = rail.bytes_completed(transfer);
+    usleep(100'000);
+  } while (rail.bytes_completed(transfer) != done);
+  CHECK(rail.chunks_in_flight(transfer) > 0);
+  CHECK(rail.cancel(transfer));
+  CHECK(!rail.cancel(transfer));
+  CHECK(!writer.driver.settled(transfer));
+  // The others go on meanwhile.
+  CHECK(writer.driver.wait_transfer(writer.driver.start_write(other, {{writer.source, 0, other_remote, 0, kMiB}})) ==
+        nullptr);
+
+  fabric::Error error;
+  const auto before = std::chrono::steady_clock::now();
+  const auto token = rail.remove_peer(writer.peer, error);
+  CHECK(token.has_value());
+  CHECK(writer.driver.wait(*token).error == nullptr);
+  CHECK(std::chrono::steady_clock::now() - before < 1s);
+  // Its transfers were settled first.
+  CHECK(writer.driver.settled(transfer));
+  CHECK_EQUAL(writer.driver.wait_transfer(transfer)->code, ErrorCode::kCancelled);
+  CHECK(!rail.write(writer.peer, std::vector<fabric::WritePiece>{}, error));
+  CHECK(writer.driver.wait_transfer(writer.driver.start_write(other, {{writer.source, 0, other_remote, 0, kMiB}})) ==
+        nullptr);
+
+  // It wakes up and is inserted again.
+  target.kill(SIGCONT);
+  writer.know(target);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+  CHECK_EQUAL(target.crc(0, 256 * kMiB), memory::crc32c(writer.source->base(), 256 * kMiB, 0));
+}
+
+TEST(after_a_target_has_removed_its_writer_not_one_byte_lands) {
+  // Fact 2 of the notes: closing the region alone stops no write that has begun, and here the whole transfer is one
+  // write.
+  constexpr uint8_t kMark = 0xEE;
+  PeerProcess target(128 * kMiB);
+  fabric::RailOptions options;
+  options.chunk_bytes = 128 * kMiB;
+  Writer writer(target, options);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+  int in_the_middle = 0;
+  for (int round = 0; round < 8; round++) {
+    target.fill(kMark);
+    const uint64_t transfer = writer.start();
+    const bool middle = target.revoke_and_fill(kMark);
+    const auto error = writer.driver.wait_transfer(transfer);
+    CHECK(error != nullptr || !middle);
+    if (middle) in_the_middle++;
+    // The writer tries again, with the old key.
+    const auto again = writer.driver.wait_transfer(writer.start());
+    CHECK(again != nullptr);
+    CHECK_EQUAL(again->code, ErrorCode::kTransferFailed);
+    CHECK_EQUAL(target.count_other_than(kMark), 0u);
+    target.introduce();
+    target.insert_peer(writer.driver.info().address);
+    writer.remote = writer.driver.add_remote(writer.peer, target.remote_address(), target.key(), target.size_bytes());
+    CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+  }
+  std::printf("    %d of 8 rounds hit the middle of a write\n", in_the_middle);
+  CHECK(in_the_middle > 0);
+}
+
+TEST(a_peer_that_nobody_answers_for_can_be_cancelled_and_removed) {
+  std::vector<uint8_t> address;
+  uint64_t key = 0;
+  {
+    PeerProcess gone(kMiB);
+    address = gone.address();
+    key = gone.key();
+  }
+  Driver driver;
+  const auto source = map(kMiB);
+  const uint64_t peer = driver.add_peer(address);
+  const uint64_t remote = driver.add_remote(peer, 0, key, kMiB);
+  const uint64_t transfer = driver.start_write(peer, {{source, 0, remote, 0, kMiB}});
+  driver.rail().cancel(transfer);
+  const auto error = driver.wait_transfer(transfer);
+  CHECK(error != nullptr);
+  const uint64_t second = driver.start_write(peer, {{source, 0, remote, 0, kMiB}});
+  fabric::Error refused;
+  const auto token = driver.rail().remove_peer(peer, refused);
+  CHECK(driver.wait(*token).error == nullptr);
+  CHECK(driver.wait_transfer(second) != nullptr);
+}
+
+TEST(closing_settles_everything_that_is_pending) {
+  PeerProcess target(128 * kMiB);
+  Writer writer(target);
+  CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+  const uint64_t running = writer.start_and_reach_the_middle();
+  fabric::Error error;
+  fabric::Rail& rail = writer.driver.rail();
+  const auto region = rail.register_region(writer.source, 0, kMiB, true, error);
+  const uint64_t queued = writer.start();
+  const auto removal = rail.remove_peer(writer.peer, error);
+  rail.close();
+  rail.close();
+  CHECK(!rail.register_region(writer.source, 0, kMiB, true, error));
+  CHECK_EQUAL(error.code, ErrorCode::kRailClosed);
+  for (const uint64_t transfer : {running, queued}) {
+    const auto outcome = writer.driver.wait_transfer(transfer);
+    CHECK(outcome != nullptr);
+    CHECK(outcome->code == ErrorCode::kRailClosed || outcome->code == ErrorCode::kCancelled);
+  }
+  writer.driver.wait(*region);
+  writer.driver.wait(*removal);
+  CHECK(rail.join(5s));
+  while (!rail.closed()) writer.driver.settled(0);
+  CHECK_EQUAL(rail.pending(), 0u);
+  CHECK_EQUAL(rail.counters().close_failures.load(), 0u);
+  CHECK_EQUAL(rail.counters().regions_open.load(), 0u);
+}
+
+TEST(closing_over_a_frozen_peer_is_bounded) {
+  PeerProcess target(128 * kMiB);
+  const std::shared_ptr<memory::Mapping> source = [&] {
+    Writer writer(target);
+    CHECK(writer.driver.wait_transfer(writer.start()) == nullptr);
+    const uint64_t transfer = writer.start_and_reach_the_middle();
+    target.kill(SIGSTOP);
+    const auto before = std::chrono::steady_clock::now();
+    writer.driver.rail().close();
+    CHECK_EQUAL(writer.driver.wait_transfer(transfer)->code, ErrorCode::kRailClosed);
+    CHECK(writer.driver.rail().join(5s));
+    CHECK(std::chrono::steady_clock::now() - before < 2s);
+    return writer.source;
+  }();
+  CHECK_EQUAL(source.use_count(), 1);
+}
+
+TEST(a_rail_can_be_closed_at_any_stage) {
+  const auto mapping = map(kMiB);
+  for (int stage = 0; stage < 6; stage++) {
+    for (int round = 0; round < 5; round++) {
+      if (stage == 0) {
+        // While it opens.
+        fabric::RailOptions options;
+        options.query = {"tcp;ofi_rxm", "127.0.0.1", ""};
+        fabric::Error error;
+        const auto rail = fabric::Rail::open(
+            library(), options, [] {}, error);
+        CHECK(rail != nullptr);
+        continue;
+      }
+      Driver driver;
+      fabric::Error error;
+      fabric::Rail& rail = driver.rail();
+      if (stage == 1) continue;
+      (void)rail.register_region(mapping, 0, kMiB, true, error);
+      if (stage == 2) continue;
+      const uint64_t peer = driver.add_peer(driver.info().address);
+      if (stage == 3) continue;
+      const auto region = driver.add_region(mapping, 0, kMiB, true);
+      const uint64_t remote = driver.add_remote(peer, region.remote_address, region.key, kMiB);
+      // To itself, so that it is still connecting.
+      (void)driver.start_write(peer, {{mapping, 0, remote, 0, kMiB}});
+      if (stage == 4) continue;
+      (void)rail.remove_peer(peer, error);
+    }
+  }
+  CHECK_EQUAL(mapping.use_count(), 1);
+}
+
+TEST(a_rail_that_cannot_be_opened_says_why) {
+  fabric::RailOptions options;
+  options.query = {"tcp;ofi_rxm", "203.0.113.1", ""};
+  fabric::Error error;
+  bool woken = false;
+  const auto rail = fabric::Rail::open(
+      library(), options, [&] { woken = true; }, error);
+  CHECK(rail->join(20s));
+  std::array<fabric::Outcome, 4> outcomes;
+  CHECK_EQUAL(rail->drain(outcomes), 1u);
+  CHECK(woken && rail->closed());
+  CHECK_EQUAL(outcomes[0].token, fabric::kOpenToken);
+  CHECK_EQUAL(outcomes[0].error->code, ErrorCode::kProviderMissing);
+}
+
+TEST(a_hundred_rails_leave_no_descriptor_and_no_thread) {
+  const auto mapping = map(kMiB);
+  const auto use_one = [&] {
+    Driver driver;
+    (void)driver.add_region(mapping, 0, kMiB, true);
+  };
+  use_one();
+  const size_t descriptors = count_entries("/proc/self/fd");
+  const size_t threads = count_entries("/proc/self/task");
+  for (int i = 0; i < 100; i++) use_one();
+  CHECK_EQUAL(count_entries("/proc/self/fd"), descriptors);
+  CHECK_EQUAL(count_entries("/proc/self/task"), threads);
+  CHECK_EQUAL(mapping.use_count(), 1);
+}
+
+int main(int argc, char** argv) {
+  become_peer_if_asked(argc, argv);
+  return run_tests(argc, argv);
+}
