@@ -1,0 +1,19 @@
+/**
+ * Errors of the fabric layer as operations see them.
+ */
+
+import { FabricError } from '../fabric/index.js';
+import { type FabricKvError, type FabricKvErrorDetails, fromFabricError, toFabricKvError } from '../protocol/errors.js';
+
+/** Any thrown thing as a FabricKvError; a FabricError becomes its cause and lends its hint. */
+export function toClientError(error: unknown, more: FabricKvErrorDetails = {}): FabricKvError {
+  return error instanceof FabricError ? fromFabricError(error, more) : toFabricKvError(error).with(more);
+}
+
+/** Whether a write that failed like this may succeed when it is made again: connections come back, rails do not. */
+export function isTransient(error: unknown): boolean {
+  return (
+    error instanceof FabricError &&
+    (error.code === 'TRANSFER_FAILED' || error.code === 'CANCELLED' || error.code === 'BUSY')
+  );
+}

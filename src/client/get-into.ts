@@ -1,0 +1,134 @@
+/**
+ * `client.getInto`: a value into a region of the caller's, without a copy.
+ */
+
+import { crc32c } from '../fabric/index.js';
+import { FabricKvError } from '../protocol/errors.js';
+import { GetOperationBase, type SinkTaker } from './get-operation.js';
+import { SYNC_BYTES_MAX } from './limits.js';
+import type { ClientCore } from './operation.js';
+import type { CallSettings } from './options.js';
+import type { UserRegion } from './region.js';
+import type { Session } from './session.js';
+import { RegionSink } from './sinks.js';
+import type { ValueInfo } from './value.js';
+
+/** Reads one value into a region, which it holds until nothing of it can land there any more. */
+export class GetIntoOperation extends GetOperationBase<ValueInfo, RegionSink> {
+  readonly #region: UserRegion;
+  /** What keeps the region: the operation itself while it is not over, and each request of it that the server may still write for. */
+  #holders = 1;
+  #whenQuiet: (() => void) | undefined;
+
+  /** @throws ERR_FABRICKV_REGION_BUSY, ERR_FABRICKV_INVALID_ARGUMENT */
+  constructor(core: ClientCore, key: Buffer, region: UserRegion, call: CallSettings) {
+    region.hold('sink');
+    super(core, 'get', key, call);
+    this.#region = region;
+  }
+
+  protected override acquireSink(
+    session: Session,
+    length: number | undefined,
+    inlineMax: number,
+    take: SinkTaker<RegionSink>,
+  ): () => void {
+    const { dataPlane } = session;
+    if (dataPlane === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a sink without a data plane');
+    if (length !== undefined && length <= inlineMax) {
+      take(undefined);
+      return () => undefined;
+    }
+    const name = async (): Promise<void> => {
+      const introduced = await this.#region.introduceTo(dataPlane);
+      if (this.settled) return;
+      const sink = new RegionSink(introduced, this.core.counters, () => this.#letGo());
+      this.#holders += 1;
+      take(sink);
+    };
+    if (this.#holders === 1) void this.guardAsync(name);
+    // An earlier request of this operation may still be written for: the same memory is not named again before it is quiet.
+    else this.#whenQuiet = () => void this.guardAsync(name);
+    return () => {
+      this.#whenQuiet = undefined;
+    };
+  }
+
+  protected override sinkTooSmall(session: Session, length: number): void {
+    if (length > this.#region.sizeBytes) throw this.#tooSmall(length);
+    // It fits the region, but not the part of it that one registration covers.
+    this.ask(session, length, true);
+  }
+
+  protected override receivedRdma(info: ValueInfo, sink: RegionSink): void {
+    const done = (): void => {
+      sink.free();
+      this.#done(info);
+    };
+    if (!this.call.verify) {
+      done();
+      return;
+    }
+    const { mapping } = this.#region;
+    void this.guardAsync(async () => {
+      try {
+        const { length } = info;
+        const crc =
+          length <= SYNC_BYTES_MAX ? crc32c(mapping.readSync(0, length)) : await mapping.crc32c({ offset: 0, length });
+        this.checkCrc(info, crc);
+      } catch (error) {
+        sink.free();
+        throw error;
+      }
+      done();
+    });
+  }
+
+  protected override receivedWhole(info: ValueInfo, bytes: Buffer): void {
+    if (bytes.length > this.#region.sizeBytes) throw this.#tooSmall(bytes.length);
+    if (bytes.length > 0) this.#region.mapping.writeSync(0, bytes);
+    this.core.counters.bytesCopied += bytes.length;
+    this.succeed(info);
+  }
+
+  protected override beginAssembly(totalBytes: number): void {
+    if (totalBytes > this.#region.sizeBytes) throw this.#tooSmall(totalBytes);
+  }
+
+  protected override storePiece(offset: number, bytes: Buffer): void {
+    if (bytes.length > 0) this.#region.mapping.writeSync(offset, bytes);
+  }
+
+  protected override receivedAssembled(info: ValueInfo): void {
+    this.#done(info);
+  }
+
+  protected override release(): void {
+    super.release();
+    this.#letGo();
+  }
+
+  #letGo(): void {
+    this.#holders -= 1;
+    if (this.#holders === 0) {
+      this.#region.unhold('sink');
+    } else if (this.#holders === 1) {
+      const whenQuiet = this.#whenQuiet;
+      this.#whenQuiet = undefined;
+      whenQuiet?.();
+    }
+  }
+
+  #tooSmall(length: number): FabricKvError {
+    return new FabricKvError(
+      'ERR_FABRICKV_SINK_TOO_SMALL',
+      `the value has ${length} bytes, the region ${this.#region.sizeBytes}`,
+      { details: { length: String(length) } },
+    );
+  }
+
+  #done(info: ValueInfo): void {
+    this.reportProgress(info.length, info.length);
+    this.succeed(info);
+  }
+}

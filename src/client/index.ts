@@ -1,0 +1,10 @@
+export type { Key } from '../protocol/keys.js';
+export type { Version } from '../protocol/wire.js';
+export type { ConnectionState } from './connection.js';
+export type { ClientCounters } from './counters.js';
+export { type ConnectionInfo, KvClient, type OperationInfo, type PutValue } from './kv-client.js';
+export type { CallOptions, GetOptions, KvClientOptions } from './options.js';
+export type { Considered } from './protocol-values.js';
+export type { Region } from './region.js';
+export type { PingInfo, ValueStat } from './simple-operations.js';
+export type { KvValue, PutInfo, ValueInfo, ValuePath } from './value.js';

@@ -1,0 +1,312 @@
+/**
+ * The client: what applications use.
+ */
+
+import { defaultSourceAddress, mapMemory, sourceAddressFor } from '../fabric/index.js';
+import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
+import { type Key, keyBytes } from '../protocol/keys.js';
+import { hex64 } from '../protocol/wire.js';
+import { Core } from './client-core.js';
+import type { ConnectionState } from './connection.js';
+import type { ClientCounters } from './counters.js';
+import { toClientError } from './fabric-errors.js';
+import { GetOperation } from './get.js';
+import { GetIntoOperation } from './get-into.js';
+import type { Operation } from './operation.js';
+import {
+  type CallOptions,
+  type CallSettings,
+  type ClientSettings,
+  type GetOptions,
+  type KvClientOptions,
+  parseCallOptions,
+  parseClientOptions,
+} from './options.js';
+import type { Considered } from './protocol-values.js';
+import { PutOperation } from './put.js';
+import type { PutSource } from './put-source.js';
+import { type Region, UserRegion } from './region.js';
+import { acquireFabric, type FabricLease } from './shared-fabric.js';
+import {
+  DeleteOperation,
+  ExistsOperation,
+  type PingInfo,
+  PingOperation,
+  StatOperation,
+  type ValueStat,
+} from './simple-operations.js';
+import type { KvValue, PutInfo, ValueInfo } from './value.js';
+
+/** What can be put: bytes, text as UTF-8, a whole region, or the first `length` bytes of one. They must not change until the call settles. */
+export type PutValue = Uint8Array | string | Region | { readonly region: Region; readonly length: number };
+
+/** What a client knows of its connection. */
+export interface ConnectionInfo {
+  readonly state: ConnectionState;
+  /** As it was given. */
+  readonly serverAddr: string;
+  /** 16 hexadecimal digits, of the last session; so is what follows. */
+  readonly sessionId: string;
+  /** Changes whenever the server process does. */
+  readonly serverEpoch: string;
+  readonly nodeId: string;
+  readonly serverVersion: string;
+  /** The longest value that the server takes; bytes. */
+  readonly maxValueBytes: number;
+  /** Of the data plane; undefined when the session is inline-only. */
+  readonly provider: string | undefined;
+  /** Why it is inline-only; undefined when it is not. */
+  readonly inlineOnlyReason: string | undefined;
+  /** What was found out about each provider on this machine. */
+  readonly considered: readonly Considered[];
+  readonly reconnects: number;
+}
+
+/** An operation in flight. */
+export interface OperationInfo {
+  readonly op: string;
+  readonly key: string | undefined;
+  readonly requestId: string;
+  readonly stage: string;
+  readonly stageAgeMs: number;
+}
+
+/**
+ * A client of one FabricKV server. It keeps one session, opens it again when it is lost, and tries operations again where
+ * that is safe. All methods reject with FabricKvError only. An open client keeps the process alive: {@link close} it.
+ */
+export class KvClient implements AsyncDisposable {
+  readonly #core: Core;
+  readonly #lease: FabricLease;
+  readonly #regions = new Set<UserRegion>();
+  #closing: Promise<void> | undefined;
+
+  private constructor(core: Core, lease: FabricLease) {
+    this.#core = core;
+    this.#lease = lease;
+  }
+
+  /**
+   * Connects, and fails fast if that is not possible.
+   *
+   * @throws ERR_FABRICKV_SETTING, ERR_FABRICKV_CONNECT (saying what can be ruled out), ERR_FABRICKV_NOT_FABRICKV,
+   * ERR_FABRICKV_PROTOCOL_VERSION; when a provider is named: ERR_FABRICKV_PROVIDER_MISSING, ERR_FABRICKV_LIBFABRIC_MISSING,
+   * ERR_FABRICKV_REGISTRATION
+   */
+  static async connect(options: KvClientOptions = {}): Promise<KvClient> {
+    const settings = parseClientOptions(options);
+    const lease = await acquireFabric({
+      choice: settings.provider,
+      sourceAddress: await sourceAddressOf(settings),
+      environment: settings.fabricOptions,
+    });
+    const client = new KvClient(new Core(settings, lease.fabric), lease);
+    try {
+      await client.#core.connection.connectFirst();
+    } catch (error) {
+      await client.close();
+      throw error;
+    }
+    return client;
+  }
+
+  /** Where and how the client is connected now. */
+  get connection(): ConnectionInfo {
+    const { connection, settings, fabric, trace } = this.#core;
+    const { greeting } = connection;
+    return {
+      state: connection.state,
+      serverAddr: settings.serverAddr,
+      sessionId: hex64(greeting?.sessionId ?? 0n),
+      serverEpoch: hex64(greeting?.serverEpoch ?? 0n),
+      nodeId: greeting?.nodeId ?? '',
+      serverVersion: greeting?.serverVersion ?? '',
+      maxValueBytes: greeting?.valueBytesMax ?? Number.POSITIVE_INFINITY,
+      provider: trace.provider,
+      inlineOnlyReason: connection.inlineOnlyReason,
+      considered: fabric.considered,
+      reconnects: connection.reconnects,
+    };
+  }
+
+  /**
+   * Reads a value; undefined when there is none. Release the result, or drop it.
+   *
+   * @throws ERR_FABRICKV_CHECKSUM (with `verify`), ERR_FABRICKV_TOO_LARGE_FOR_BUFFER, ERR_FABRICKV_DATA_PLANE, and what every call may fail with:
+   * ERR_FABRICKV_INVALID_KEY, ERR_FABRICKV_INVALID_ARGUMENT, ERR_FABRICKV_DEADLINE, ERR_FABRICKV_CANCELLED, ERR_FABRICKV_CONNECTION_LOST,
+   * ERR_FABRICKV_RESOURCE_EXHAUSTED, ERR_FABRICKV_CLOSED
+   */
+  get(key: Key, options?: GetOptions): Promise<KvValue | undefined> {
+    return this.#run(options, (call) => new GetOperation(this.#core, keyBytes(key), call));
+  }
+
+  /**
+   * Reads a value into the start of a region; undefined when there is none. Zero copy for values that come by RDMA. When the
+   * call fails, the region may stay busy: see {@link Region.quiesced}.
+   *
+   * @throws ERR_FABRICKV_SINK_TOO_SMALL with `details.length`, ERR_FABRICKV_REGION_BUSY, and as {@link get}
+   */
+  getInto(key: Key, region: Region, options?: GetOptions): Promise<ValueInfo | undefined> {
+    return this.#run(options, (call) => new GetIntoOperation(this.#core, keyBytes(key), this.#own(region), call));
+  }
+
+  /**
+   * Stores a value. A region is sent without a copy. On failure the error's `outcome` says whether the old value is
+   * certainly untouched.
+   *
+   * @throws ERR_FABRICKV_CAPACITY, ERR_FABRICKV_VALUE_TOO_LARGE, ERR_FABRICKV_CHECKSUM, ERR_FABRICKV_GRANT_ENDED, ERR_FABRICKV_REGION_BUSY, and as {@link get}
+   */
+  put(key: Key, value: PutValue, options?: CallOptions): Promise<PutInfo> {
+    return this.#run(options, (call) => new PutOperation(this.#core, keyBytes(key), this.#source(value), call));
+  }
+
+  /** Deletes a value; resolves with whether there was one. */
+  delete(key: Key, options?: CallOptions): Promise<boolean> {
+    return this.#run(options, (call) => new DeleteOperation(this.#core, keyBytes(key), call));
+  }
+
+  /** Whether there is a value. */
+  exists(key: Key, options?: CallOptions): Promise<boolean> {
+    return this.#run(options, (call) => new ExistsOperation(this.#core, keyBytes(key), call));
+  }
+
+  /** What is known of a value without reading it; undefined when there is none. */
+  stat(key: Key, options?: CallOptions): Promise<ValueStat | undefined> {
+    return this.#run(options, (call) => new StatOperation(this.#core, keyBytes(key), call));
+  }
+
+  /** Asks the server how it is. */
+  ping(options?: CallOptions): Promise<PingInfo> {
+    return this.#run(options, (call) => new PingOperation(this.#core, call));
+  }
+
+  /**
+   * Memory for {@link getInto} and {@link put}, zeroed, of this client's own.
+   *
+   * @throws ERR_FABRICKV_INVALID_ARGUMENT, ERR_FABRICKV_MEMORY, ERR_FABRICKV_CLOSED
+   */
+  async allocate(sizeBytes: number): Promise<Region> {
+    this.#assertOpen();
+    if (!Number.isSafeInteger(sizeBytes) || sizeBytes < 1) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_INVALID_ARGUMENT',
+        `sizeBytes is ${sizeBytes}; it must be a positive integer`,
+      );
+    }
+    try {
+      const mapping = await mapMemory({ sizeBytes, prefault: false });
+      const region = new UserRegion(mapping, this, (released) => this.#regions.delete(released));
+      if (this.#core.closed) region.close();
+      this.#assertOpen();
+      this.#regions.add(region);
+      return region;
+    } catch (error) {
+      throw toClientError(error);
+    }
+  }
+
+  /** What the client has counted. */
+  counters(): ClientCounters {
+    const { counters, pool } = this.#core;
+    return {
+      ...counters,
+      lentBytes: pool?.lentBytes ?? 0,
+      freeBytes: pool?.freeBytes ?? 0,
+    };
+  }
+
+  /** The operations in flight and waiting, with the stage that each has reached and for how long. */
+  operations(): OperationInfo[] {
+    return [...this.#core.operations].map((operation) => operation.describe());
+  }
+
+  /**
+   * Ends everything: what is pending rejects with ERR_FABRICKV_CLOSED, memory is given back. Results that were handed out
+   * stay valid. Idempotent; takes milliseconds, at most some seconds when the server does not answer.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    const core = this.#core;
+    core.closed = true;
+    for (const operation of [...core.operations]) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
+    try {
+      await core.connection.close();
+    } finally {
+      core.close();
+      for (const region of this.#regions) region.close();
+      this.#regions.clear();
+      await this.#lease.release();
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#core.closed) {
+      throw new FabricKvError('ERR_FABRICKV_CLOSED', undefined, { peer: this.#core.settings.serverAddr });
+    }
+  }
+
+  /** Starts an operation; what is wrong with its arguments rejects it too. */
+  #run<T>(options: GetOptions | undefined, create: (call: CallSettings) => Operation<T>): Promise<T> {
+    try {
+      this.#assertOpen();
+      return create(parseCallOptions(options, this.#core.settings)).start();
+    } catch (error) {
+      return Promise.reject(toFabricKvError(error));
+    }
+  }
+
+  #own(region: Region): UserRegion {
+    if (region instanceof UserRegion && region.owner === this) return region;
+    throw new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', "the region is not from this client's allocate()");
+  }
+
+  #source(value: PutValue): PutSource {
+    if (typeof value === 'string') {
+      const bytes = Buffer.from(value, 'utf8');
+      return { kind: 'bytes', bytes, length: bytes.length };
+    }
+    if (value instanceof Uint8Array) return { kind: 'bytes', bytes: value, length: value.length };
+    if (value instanceof UserRegion) return { kind: 'region', region: this.#own(value), length: value.sizeBytes };
+    if (!(value instanceof Object && 'region' in value)) {
+      throw new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', 'the value is no Uint8Array, string or region');
+    }
+    const region = this.#own(value.region);
+    const { length } = value;
+    if (!(Number.isSafeInteger(length) && length >= 0 && length <= region.sizeBytes)) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_INVALID_ARGUMENT',
+        `length is ${length}; it must be an integer from 0 to the region's ${region.sizeBytes}`,
+      );
+    }
+    return { kind: 'region', region, length };
+  }
+}
+
+/** The local address of the data plane: as named, or that of the route to the server. */
+async function sourceAddressOf({
+  provider,
+  fabricAddr,
+  server,
+  serverAddr,
+}: ClientSettings): Promise<string | undefined> {
+  if (provider === 'none' || fabricAddr !== undefined) return fabricAddr;
+  if (server.kind === 'unix') return defaultSourceAddress();
+  try {
+    return await sourceAddressFor(server.host, server.port);
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const why = code === 'ENOTFOUND' || code.startsWith('EAI') ? 'does not resolve' : 'cannot be reached: no route';
+    throw new FabricKvError('ERR_FABRICKV_CONNECT', `the server address ${serverAddr} ${why} (${code})`, {
+      peer: serverAddr,
+      cause: error,
+    });
+  }
+}

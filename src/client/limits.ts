@@ -1,0 +1,20 @@
+/**
+ * Limits of the client's own, measured or chosen.
+ */
+
+/** CRCs and copies up to this length are made on the JS thread: handing them to another one would take longer. */
+export const SYNC_BYTES_MAX = 256 * 1024;
+
+/** A transfer that failed on the data plane is tried again this often, within the deadline. */
+export const TRANSFER_RETRIES_MAX = 3;
+
+/** How many GETs may have memory of their own at a time. */
+export const OWN_SINKS_MAX = 8;
+
+/** The first retry of a transfer waits about this long: a connection is back after some 20 ms. */
+const TRANSFER_BACKOFF_MS = 25;
+
+/** How long to wait before retry number `retry` (from 1): exponential, with jitter. */
+export function transferBackoffMs(retry: number): number {
+  return TRANSFER_BACKOFF_MS * 2 ** (retry - 1) * (0.5 + Math.random());
+}

@@ -1,0 +1,90 @@
+/**
+ * How many operations may be in flight, and how many may wait for that.
+ */
+
+import { FabricKvError } from '../protocol/errors.js';
+
+/** What passes a gate. */
+export interface Gated {
+  /** Called once, in the order of entering, when there is room. */
+  admit(): void;
+}
+
+/** The two limits of a {@link OperationGate}. */
+export interface GateLimits {
+  /** Past it, callers wait. */
+  readonly inFlightMax: number;
+  /** Past it, callers are refused at once. */
+  readonly waitingMax: number;
+  /** What runs out, for the error. */
+  readonly what: string;
+}
+
+/** First come, first served, with a limit on both sides. */
+export class OperationGate {
+  readonly #waiting = new Set<Gated>();
+  readonly #inside = new Set<Gated>();
+  #inFlightMax: number;
+  #admitting = false;
+
+  constructor(private readonly limits: GateLimits) {
+    this.#inFlightMax = limits.inFlightMax;
+  }
+
+  get inFlight(): number {
+    return this.#inside.size;
+  }
+
+  get waiting(): number {
+    return this.#waiting.size;
+  }
+
+  /** Takes the server's limit into account: never more in flight than both sides allow. */
+  limitInFlight(max: number): void {
+    this.#inFlightMax = Math.min(this.limits.inFlightMax, max);
+    this.#admitWaiting();
+  }
+
+  /**
+   * Admits an operation, at once or when there is room.
+   *
+   * @throws ERR_FABRICKV_RESOURCE_EXHAUSTED when too many wait already
+   */
+  enter(gated: Gated): void {
+    if (this.#waiting.size === 0 && this.#inside.size < this.#inFlightMax) {
+      this.#inside.add(gated);
+      gated.admit();
+      return;
+    }
+    if (this.#waiting.size >= this.limits.waitingMax) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_RESOURCE_EXHAUSTED',
+        `${this.#inFlightMax} ${this.limits.what} are in flight and ${this.#waiting.size} wait: no more may wait`,
+        { details: { inFlight: String(this.#inside.size), waiting: String(this.#waiting.size) } },
+      );
+    }
+    this.#waiting.add(gated);
+  }
+
+  /** The operation has ended, wherever it was. Idempotent. */
+  leave(gated: Gated): void {
+    if (this.#waiting.delete(gated)) return;
+    if (this.#inside.delete(gated)) this.#admitWaiting();
+  }
+
+  #admitWaiting(): void {
+    // An admitted operation that ends at once comes back here: the loop below goes on for it, without recursion.
+    if (this.#admitting) return;
+    this.#admitting = true;
+    try {
+      for (const gated of this.#waiting) {
+        if (this.#inside.size >= this.#inFlightMax) break;
+        this.#waiting.delete(gated);
+        this.#inside.add(gated);
+        gated.admit();
+      }
+    } finally {
+      this.#admitting = false;
+    }
+  }
+}

@@ -1,0 +1,384 @@
+/**
+ * What all operations have in common: they pass the gate, wait for a session, are tried again in the next one, and
+ * settle exactly once, at their deadline if nothing comes before.
+ */
+
+import type { FabricKvErrorDetails, MutationOutcome } from '../protocol/errors.js';
+import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
+import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
+import type { Data__Output } from '../protocol/generated/fabrickv/v1/Data.js';
+import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
+import { fromFailure } from '../protocol/rpc-errors.js';
+import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
+import type { Connection, SessionWaiter } from './connection.js';
+import type { Counters } from './counters.js';
+import type { Deadlines, DeadlineTick, Expiring } from './deadlines.js';
+import { toClientError } from './fabric-errors.js';
+import { TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
+import type { Gated, OperationGate } from './operation-gate.js';
+import type { CallSettings, ClientSettings } from './options.js';
+import type { ReceivePool } from './receive-pool.js';
+import type { Session, SessionHandler } from './session.js';
+import type { SizeMemory } from './size-memory.js';
+import { StateMachine, type Transitions } from './state-machine.js';
+
+/** An operation that has not settled, whatever it will give. */
+export type PendingOperation = Pick<Operation<void>, 'describe' | 'fail'>;
+
+/** What operations share with their client. */
+export interface ClientCore {
+  readonly settings: ClientSettings;
+  /** The client id as it stands in request ids. */
+  readonly clientIdHex: string;
+  readonly connection: Connection;
+  readonly counters: Counters;
+  readonly deadlines: Deadlines;
+  readonly gate: OperationGate;
+  /** How many GETs may have memory of their own at a time. */
+  readonly ownMemoryGate: OperationGate;
+  readonly operations: Set<PendingOperation>;
+  readonly sizes: SizeMemory;
+  readonly trace: TraceContext;
+  /** Undefined until a session first has a data plane. */
+  readonly pool: ReceivePool | undefined;
+  readonly closed: boolean;
+  /** Ascending, never used twice. */
+  nextOperationId(): number;
+}
+
+/** - `waiting`: at the gate. - `running`: it has its place, with or without a session. - `settled`: its promise is. */
+type OperationState = 'waiting' | 'running' | 'settled';
+
+const TRANSITIONS: Transitions<OperationState> = {
+  waiting: ['running', 'settled'],
+  running: ['settled'],
+  settled: [],
+};
+
+/** One call of the user's. */
+export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gated, Expiring {
+  readonly promise: Promise<T>;
+  protected readonly trace: OperationTrace;
+  /** The session that the current attempt runs in. */
+  protected session: Session | undefined;
+  readonly #machine = new StateMachine<OperationState>('operation', 'waiting', TRANSITIONS);
+  readonly #deadlineAtMs: number;
+  readonly #deadlineTick: DeadlineTick;
+  #operationId: number;
+  #idIsSent = false;
+  #resolve: (value: T) => void = unset;
+  #reject: (error: FabricKvError) => void = unset;
+  #onAbort: (() => void) | undefined;
+  #retryTimer: NodeJS.Timeout | undefined;
+  #dataPlaneRetries = 0;
+
+  constructor(
+    protected readonly core: ClientCore,
+    protected readonly kind: OperationKind,
+    protected readonly key: Buffer | undefined,
+    protected readonly call: CallSettings,
+  ) {
+    this.promise = new Promise<T>((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+    this.#operationId = core.nextOperationId();
+    this.trace = new OperationTrace(core.trace, kind, () => this.requestId, key, `${kind}.start` as Stage);
+    this.#deadlineAtMs = this.trace.startedAtMs + call.timeoutMs;
+    this.#deadlineTick = core.deadlines.add(this, this.#deadlineAtMs);
+    core.operations.add(this);
+    core.counters.operations += 1;
+  }
+
+  /** `clientId-operationId`, as in both sides' logs. */
+  get requestId(): string {
+    return `${this.core.clientIdHex}-${this.#operationId}`;
+  }
+
+  /** What a report of stalled operations says of this one. */
+  describe(): { op: OperationKind; key: string | undefined; requestId: string; stage: Stage; stageAgeMs: number } {
+    return {
+      op: this.kind,
+      key: this.key === undefined ? undefined : this.core.trace.formatKey(this.key),
+      requestId: this.requestId,
+      stage: this.trace.stage,
+      stageAgeMs: performance.now() - this.trace.stageSinceMs,
+    };
+  }
+
+  /** Sets out. */
+  start(): Promise<T> {
+    const { signal } = this.call;
+    if (signal?.aborted === true) {
+      this.#abort(signal);
+      return this.promise;
+    }
+    if (signal !== undefined) {
+      this.#onAbort = () => this.#abort(signal);
+      signal.addEventListener('abort', this.#onAbort, { once: true });
+    }
+    this.guard(() => this.core.gate.enter(this));
+    return this.promise;
+  }
+
+  admit(): void {
+    if (this.#machine.state !== 'waiting' || this.core.closed) return;
+    this.#machine.to('running');
+    this.core.connection.whenOpen(this);
+  }
+
+  onSession(session: Session): void {
+    if (this.settled) return;
+    this.session = session;
+    this.guard(() => this.attempt(session));
+  }
+
+  onResult(result: Result__Output): void {
+    this.guard(() => this.#answered(result));
+  }
+
+  onData(data: Data__Output): void {
+    this.guard(() => this.dataArrived(data));
+  }
+
+  onSessionEnd(error: FabricKvError): void {
+    const { session } = this;
+    this.session = undefined;
+    if (session === undefined || this.settled) return;
+    this.guard(() => {
+      this.sessionLost(session);
+      const refused = this.mayRetryAfterLoss();
+      if (refused !== undefined) {
+        this.fail(refused.with({ cause: error }));
+        return;
+      }
+      this.core.counters.retries += 1;
+      this.core.connection.whenOpen(this);
+    });
+  }
+
+  onDeadline(): void {
+    if (this.settled) return;
+    const { connection } = this.core;
+    const ms = this.call.timeoutMs;
+    if (connection.session === undefined) {
+      const { lastError } = connection;
+      const why = lastError === undefined ? '' : `: ${lastError.message}`;
+      this.fail(
+        new FabricKvError('ERR_FABRICKV_CONNECTION_LOST', `no connection, and none within ${ms} ms${why}`, {
+          cause: lastError,
+        }),
+      );
+      return;
+    }
+    this.fail(
+      new FabricKvError('ERR_FABRICKV_DEADLINE', `not done within ${ms} ms; last stage: ${this.trace.stage}`, {
+        details: this.progressDetails(),
+      }),
+    );
+  }
+
+  /** Rejects at once, wherever the operation is. Does nothing when it has settled. */
+  fail(error: FabricKvError): void {
+    if (this.settled) return;
+    this.core.counters.operationsFailed += 1;
+    const more: FabricKvErrorDetails = {
+      stage: this.trace.stage,
+      requestId: this.requestId,
+      peer: this.core.settings.serverAddr,
+      outcome: this.outcome(),
+    };
+    const complete = error.with(more);
+    this.trace.fail(`${this.kind}.failed` as Stage, complete);
+    this.#settle();
+    this.#reject(complete);
+  }
+
+  /** Sends the attempt's first request, or does what comes before it. Called once per session. */
+  protected abstract attempt(session: Session): void;
+
+  /** A result other than a failure. */
+  protected abstract succeeded(result: Result__Output): void;
+
+  /** The operation's place in the session is gone; the resources of the attempt are to be given back. */
+  protected abstract sessionLost(session: Session): void;
+
+  /** The operation has settled; what it still holds is to be given back, with a Cancel if the server knows of it. */
+  protected abstract release(): void;
+
+  /** Why the operation must not be tried again in another session; undefined when it may. */
+  protected mayRetryAfterLoss(): FabricKvError | undefined {
+    return undefined;
+  }
+
+  /** Of a mutation: what is known if it fails now. */
+  protected outcome(): MutationOutcome | undefined {
+    return undefined;
+  }
+
+  /** What the error of a passed deadline says of how far it came. */
+  protected progressDetails(): Readonly<Record<string, string>> {
+    return {};
+  }
+
+  /** A Failure. The operation is tried again where that is safe and can help, otherwise it fails. */
+  protected failed(error: FabricKvError, _sinkBusy: boolean): void {
+    this.retryOrFail(error);
+  }
+
+  protected dataArrived(_data: Data__Output): void {
+    throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server sent Data for a ${this.kind}`);
+  }
+
+  protected get settled(): boolean {
+    return this.#machine.state === 'settled';
+  }
+
+  /** The id of the current attempt. */
+  protected get operationId(): number {
+    return this.#operationId;
+  }
+
+  /** Reads take a new id for each request, so that a late answer to an earlier one cannot be mistaken. */
+  protected renewOperationId(): void {
+    // The first request goes out under the id that its first stage was logged under.
+    if (!this.#idIsSent) return;
+    this.#idIsSent = false;
+    this.#operationId = this.core.nextOperationId();
+  }
+
+  /** For the wire: the time that is left. */
+  protected get deadlineMs(): number {
+    return Math.max(1, Math.ceil(this.#deadlineAtMs - performance.now()));
+  }
+
+  /** Sends a first message under the current id. */
+  protected begin(session: Session, message: ClientMessage, payloadBytes: number): void {
+    this.#idIsSent = true;
+    session.begin(this, { ...message, operationId: this.#operationId }, payloadBytes);
+  }
+
+  /** The server has said its last word on the current request. */
+  protected finishRequest(): void {
+    this.session?.finish(this.#operationId);
+  }
+
+  /** Runs a step; what it throws is the operation's error. */
+  protected guard(step: () => void): void {
+    if (this.settled) return;
+    try {
+      step();
+    } catch (error) {
+      this.fail(toClientError(error));
+    }
+  }
+
+  /** Runs a step that waits; what it throws is the operation's error, unless it has settled. */
+  protected async guardAsync(step: () => Promise<void>): Promise<void> {
+    try {
+      await step();
+    } catch (error) {
+      this.fail(toClientError(error));
+    }
+  }
+
+  /** Fulfils the operation. */
+  protected succeed(value: T): void {
+    if (this.settled) return;
+    this.trace.finish(`${this.kind}.done` as Stage);
+    this.#settle();
+    this.#resolve(value);
+  }
+
+  /** Calls the caller's onProgress in a turn of its own: what it throws is no business of the operation. */
+  protected reportProgress(bytesDone: number, bytesTotal: number): void {
+    const { onProgress } = this.call;
+    if (onProgress !== undefined) queueMicrotask(() => onProgress(bytesDone, bytesTotal));
+  }
+
+  /** Tries the current attempt again, or fails: data plane up to three times with backoff, a stopping server in the next session. */
+  protected retryOrFail(error: FabricKvError): void {
+    const { session } = this;
+    if (error.code === 'ERR_FABRICKV_SHUTTING_DOWN' && error.outcome !== 'unknown' && session !== undefined) {
+      this.core.counters.retries += 1;
+      this.session = undefined;
+      session.drain();
+      this.core.connection.whenOpen(this);
+      return;
+    }
+    if (
+      error.code === 'ERR_FABRICKV_DATA_PLANE' &&
+      error.outcome !== 'unknown' &&
+      session !== undefined &&
+      this.#dataPlaneRetries < TRANSFER_RETRIES_MAX
+    ) {
+      this.#dataPlaneRetries += 1;
+      this.core.counters.retries += 1;
+      this.session = undefined;
+      this.later(transferBackoffMs(this.#dataPlaneRetries), () => this.core.connection.whenOpen(this));
+      return;
+    }
+    this.fail(error);
+  }
+
+  /** Does something later, unless the operation has settled by then. One at a time. */
+  protected later(ms: number, step: () => void): void {
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = setTimeout(() => this.guard(step), ms);
+  }
+
+  #answered(result: Result__Output): void {
+    switch (result.outcome) {
+      case 'failure':
+        if (!result.failure) break;
+        this.finishRequest();
+        this.failed(fromFailure(result.failure), result.failure.sinkBusy);
+        return;
+      case 'notOwner':
+        this.finishRequest();
+        throw new FabricKvError(
+          'ERR_FABRICKV_UNIMPLEMENTED',
+          'the key is on another server; this client knows only one',
+        );
+      case undefined:
+        break;
+      default:
+        this.succeeded(result);
+        return;
+    }
+    throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `an empty result for a ${this.kind}`);
+  }
+
+  #abort(signal: AbortSignal): void {
+    this.fail(new FabricKvError('ERR_FABRICKV_CANCELLED', undefined, { cause: signal.reason }));
+  }
+
+  #settle(): void {
+    this.#machine.to('settled');
+    clearTimeout(this.#retryTimer);
+    const { core, call } = this;
+    core.deadlines.cancel(this, this.#deadlineTick);
+    if (this.#onAbort !== undefined) call.signal?.removeEventListener('abort', this.#onAbort);
+    core.operations.delete(this);
+    core.connection.forget(this);
+    try {
+      this.release();
+    } catch (error) {
+      core.settings.logger.error(
+        { err: toFabricKvError(error), requestId: this.requestId },
+        'Giving back what an operation held failed',
+      );
+    }
+    this.session = undefined;
+    core.gate.leave(this);
+  }
+}
+
+function unset(): void {
+  throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'settled before it began');
+}
+
+/** The error for a result of a kind that the operation did not ask for. */
+export function unexpectedResult(op: string, outcome: string | undefined): FabricKvError {
+  return new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server answered a ${op} with ${outcome ?? 'nothing'}`);
+}

@@ -1,0 +1,78 @@
+/**
+ * The fabrics of this process: one for each choice of provider, source address and options, shared by all clients that
+ * ask for the same.
+ */
+
+import { type Fabric, openFabric, type ProviderChoice } from '../fabric/index.js';
+import { FabricKvError } from '../protocol/errors.js';
+import { toClientError } from './fabric-errors.js';
+import { withTimeLimit } from './time-limit.js';
+
+/** What a client wants of its fabric. */
+export interface FabricRequest {
+  readonly choice: ProviderChoice;
+  /** Numeric local address; undefined for wherever libfabric likes. */
+  readonly sourceAddress: string | undefined;
+  readonly environment: Readonly<Record<string, string>>;
+}
+
+/** One client's share of a fabric. */
+export interface FabricLease {
+  readonly fabric: Fabric;
+  /** Gives the share up; the last one closes the fabric. Idempotent. */
+  release(): Promise<void>;
+}
+
+/** Rails take some 2 s at most to close, when writes do not come back. */
+const CLOSE_TIMEOUT_MS = 5000;
+
+interface Entry {
+  readonly opening: Promise<Fabric>;
+  users: number;
+}
+
+const fabrics = new Map<string, Entry>();
+
+/**
+ * A share of the fabric for this request, which is opened if it is the first one.
+ *
+ * @throws ERR_FABRICKV_PROVIDER_MISSING, ERR_FABRICKV_LIBFABRIC_MISSING when a provider was named and is not there
+ */
+export async function acquireFabric({ choice, sourceAddress, environment }: FabricRequest): Promise<FabricLease> {
+  const sorted = Object.entries(environment).sort(([a], [b]) => (a < b ? -1 : 1));
+  const name = JSON.stringify([choice, sourceAddress, sorted]);
+  const entry = fabrics.get(name) ?? {
+    opening: openFabric({
+      choice,
+      sourceAddresses: sourceAddress === undefined ? [] : [sourceAddress],
+      environment,
+    }),
+    users: 0,
+  };
+  fabrics.set(name, entry);
+  entry.users += 1;
+  let fabric: Fabric;
+  try {
+    fabric = await entry.opening;
+  } catch (error) {
+    if (fabrics.get(name) === entry) fabrics.delete(name);
+    throw toClientError(error);
+  }
+  let releasing: Promise<void> | undefined;
+  return {
+    fabric,
+    release: () => {
+      releasing ??= release(name, entry, fabric);
+      return releasing;
+    },
+  };
+}
+
+async function release(name: string, entry: Entry, fabric: Fabric): Promise<void> {
+  entry.users -= 1;
+  if (entry.users > 0) return;
+  if (fabrics.get(name) === entry) fabrics.delete(name);
+  const late = (): Error =>
+    new FabricKvError('ERR_FABRICKV_INTERNAL', `the fabric was not closed within ${CLOSE_TIMEOUT_MS} ms`);
+  await withTimeLimit(fabric.close(), CLOSE_TIMEOUT_MS, late);
+}
