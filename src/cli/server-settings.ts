@@ -1,0 +1,112 @@
+/**
+ * The settings of kv-server.
+ */
+
+import { formatDuration } from '../protocol/units.js';
+import {
+  A_DURATION,
+  A_SIZE,
+  exactSize,
+  fabricOptionSetting,
+  inlineThresholdSetting,
+  logSettings,
+  providerSetting,
+} from './common-settings.js';
+import { list, optional, type Resolved, resolveSettings, type SettingInputs, settingError, value } from './settings.js';
+import { count, duration, grpcAddress, ipAddress, listOf, size } from './values.js';
+
+const MEMORY_BYTES_MIN = 1024 ** 2;
+
+/** The table of kv-server. */
+export const serverSettings = {
+  'listen-addr': value({
+    placeholder: 'HOST:PORT',
+    about: 'where gRPC listens; also unix:/path; port 0 takes a free one',
+    expects: 'HOST:PORT, [IPV6]:PORT or unix:/path',
+    schema: grpcAddress({ portMin: 0 }),
+    default: '127.0.0.1:50051',
+  }),
+  'advertise-addr': optional({
+    placeholder: 'HOST:PORT',
+    about: 'the gRPC address that clients are told',
+    expects: 'HOST:PORT or [IPV6]:PORT, as clients reach it',
+    schema: grpcAddress({ portMin: 1, unix: false }),
+    whenUnset: 'the listen address, or with a wildcard the address of the default route',
+  }),
+  'fabric-addr': list({
+    placeholder: 'IP',
+    about: 'source address of the data plane; may be repeated',
+    expects: 'an IP address of this machine (ip addr lists them)',
+    schema: listOf(ipAddress()),
+    whenUnset: 'the listen address, or with a wildcard the address of the default route',
+    format: (addresses) => addresses.join(' '),
+  }),
+  memory: value({
+    placeholder: 'SIZE',
+    about: 'the arena: memory for values, mapped and prefaulted at start',
+    expects: `${A_SIZE}, at least 1MiB`,
+    schema: size({ minBytes: MEMORY_BYTES_MIN }),
+    default: '1GiB',
+    format: exactSize,
+  }),
+  provider: providerSetting,
+  'fabric-option': fabricOptionSetting,
+  'inline-threshold': inlineThresholdSetting('16KiB for GET, 32KiB for PUT'),
+  'max-value': optional({
+    placeholder: 'SIZE',
+    about: 'the longest value that is taken',
+    expects: `${A_SIZE}, no more than --memory`,
+    schema: size({ minBytes: 1 }),
+    whenUnset: 'as much as --memory',
+    format: exactSize,
+  }),
+  'max-sessions': value({
+    placeholder: 'N',
+    about: 'the most clients at a time',
+    expects: 'a number from 1 to 65536',
+    schema: count({ min: 1, max: 65_536 }),
+    default: '1024',
+  }),
+  'max-inflight': value({
+    placeholder: 'N',
+    about: 'the most operations of one session that are worked on at a time; more wait',
+    expects: 'a number from 1 to 65536',
+    schema: count({ min: 1, max: 65_536 }),
+    default: '1024',
+  }),
+  'max-waiting': value({
+    placeholder: 'N',
+    about: 'the most operations of one session that wait; more are refused',
+    expects: 'a number from 0 to 1000000',
+    schema: count({ min: 0, max: 1_000_000 }),
+    default: '4096',
+  }),
+  drain: value({
+    placeholder: 'TIME',
+    about: 'how long a server that is asked to stop waits for what is in flight',
+    expects: A_DURATION,
+    schema: duration({ maxMs: 3_600_000 }),
+    default: '10s',
+    format: formatDuration,
+  }),
+  ...logSettings('info'),
+} as const;
+
+/** kv-server's settings, read and checked against each other. */
+export type ServerSettings = Resolved<typeof serverSettings>;
+
+/**
+ * Reads kv-server's settings.
+ *
+ * @throws ERR_FABRICKV_SETTING
+ */
+export function resolveServerSettings(inputs: SettingInputs): ServerSettings {
+  const resolved = resolveSettings(serverSettings, inputs);
+  const { memory, 'max-value': maxValue } = resolved.values;
+  if (maxValue !== undefined && maxValue > memory) {
+    const source = resolved.entries.find(({ name }) => name === 'max-value')?.source ?? { kind: 'default' };
+    const what = `${exactSize(maxValue)} is more than --memory, which is ${exactSize(memory)}`;
+    throw settingError('max-value', source, what, 'raise --memory, or lower --max-value');
+  }
+  return resolved;
+}
