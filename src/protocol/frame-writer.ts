@@ -94,6 +94,8 @@ export class FrameWriter<Message> {
     while (!this.ended && this.writable && this.dataInFlightBytes < DATA_IN_FLIGHT_BYTES_MAX) {
       const source = this.sources.shift();
       if (source === undefined) return;
+      // What was said before goes first.
+      this.flush();
       const piece = source.next();
       if (piece === undefined) continue;
       this.sources.push(source);

@@ -38,14 +38,23 @@ export function checkKey(key: Uint8Array): void {
 export type KeyFormatter = (key: Uint8Array) => string;
 
 const DISPLAYED_BYTES_MAX = 64;
+const UTF8_BYTES_MAX = 4;
 
 /** Printable UTF-8 as it is, other bytes as `hex:…`; long ones are cut. */
 export function displayKey(key: Uint8Array): string {
-  const bytes = Buffer.from(key.buffer, key.byteOffset, Math.min(key.length, DISPLAYED_BYTES_MAX));
+  const bytes = Buffer.from(key.buffer, key.byteOffset, displayedLength(key));
   const text = bytes.toString('utf8');
   const printable = !/[\p{Cc}\p{Cf}\ufffd]/u.test(text);
   const shown = printable ? text : `hex:${bytes.subarray(0, DISPLAYED_BYTES_MAX / 2).toString('hex')}`;
   return key.length > DISPLAYED_BYTES_MAX ? `${shown}… (${key.length} bytes)` : shown;
+}
+
+/** Not into the middle of a character, which would make the rest look like no text. */
+function displayedLength(key: Uint8Array): number {
+  if (key.length <= DISPLAYED_BYTES_MAX) return key.length;
+  let length = DISPLAYED_BYTES_MAX;
+  while (length > DISPLAYED_BYTES_MAX - UTF8_BYTES_MAX && ((key[length] ?? 0) & 0xc0) === 0x80) length -= 1;
+  return length;
 }
 
 /** For `--redact-keys`: the same key always has the same name, which tells nothing of the key but that. */

@@ -57,6 +57,9 @@ export const MUTATION_RESULTS_PER_CLIENT_MAX = 8192;
 /** The most clients whose mutation results are kept. */
 export const MUTATION_CLIENTS_MAX = 4096;
 
+/** The most mutation results kept of all clients together, some 250 bytes each: past it the client that was quiet longest goes. */
+export const MUTATION_RESULTS_MAX = 262_144;
+
 /** HTTP/2 keepalive of both sides: a ping after this long without traffic, */
 export const KEEPALIVE_TIME_MS = 20_000;
 

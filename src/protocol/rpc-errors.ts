@@ -48,10 +48,8 @@ export function toStatus(error: FabricKvError): Pick<StatusObject, 'code' | 'det
 export function fromServiceError(error: ServiceError): FabricKvError | undefined {
   const [bytes] = error.metadata?.get(DETAILS_KEY) ?? [];
   if (!Buffer.isBuffer(bytes)) return undefined;
-  const any = statusMessage.deserialize(bytes).details.find((detail) => detail.type_url === ERROR_INFO_URL);
-  if (any === undefined || !Buffer.isBuffer(any.value)) return undefined;
-  const info = errorInfoMessage.deserialize(any.value);
-  if (info.domain !== DOMAIN || !isErrorCode(info.reason)) return undefined;
+  const info = errorInfoIn(bytes);
+  if (info === undefined || info.domain !== DOMAIN || !isErrorCode(info.reason)) return undefined;
   const { retryable, outcome, stage, ...details } = info.metadata;
   return new FabricKvError(info.reason, error.details, {
     retryable: retryable === 'true',
@@ -60,6 +58,16 @@ export function fromServiceError(error: ServiceError): FabricKvError | undefined
     details,
     cause: error,
   });
+}
+
+function errorInfoIn(bytes: Buffer): ErrorInfo__Output | undefined {
+  try {
+    const any = statusMessage.deserialize(bytes).details.find((detail) => detail.type_url === ERROR_INFO_URL);
+    return any !== undefined && Buffer.isBuffer(any.value) ? errorInfoMessage.deserialize(any.value) : undefined;
+  } catch {
+    // Not ours: what a proxy, or another server, has put under this key.
+    return undefined;
+  }
 }
 
 /** Whether gRPC says that the method does not exist there: the peer is no FabricKV server. */

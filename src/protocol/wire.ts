@@ -11,7 +11,8 @@ export type Version = bigint & { readonly __brand: 'Version' };
 /** A 64-bit address in a peer's registered memory, as its provider wants it. */
 export type WireRemoteAddress = bigint;
 
-const UINT64_MAX = 0xffff_ffff_ffff_ffffn;
+/** The largest value of a 64-bit field. */
+export const UINT64_MAX = 0xffff_ffff_ffff_ffffn;
 
 /** Any 64-bit field as a bigint. */
 export function toBigInt(value: Long): bigint {

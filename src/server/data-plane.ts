@@ -17,6 +17,11 @@ const RECLAIM_INTERVAL_MS = 500;
 /** and how long such a peer must have been idle, so that no honest transfer is disturbed. */
 const RECLAIM_IDLE_MS = 1000;
 
+/** Providers of a client's offer that are looked at, */
+const OFFERS_MAX = 8;
+/** and how much of a name from outside is repeated in answers and logs. */
+const NAME_LENGTH_MAX = 64;
+
 /** What a session got of the data plane: a peer, or the reason why it has none. */
 export type Negotiated =
   | { readonly provider: string; readonly peer: Peer; readonly table: PeerTable }
@@ -72,8 +77,9 @@ export class ServerDataPlane {
     }).catch((error: unknown) => {
       throw translate(error);
     });
+    let mapping: Mapping | undefined;
     try {
-      const mapping = await mapMemory({ sizeBytes: memoryBytes, prefault: true });
+      mapping = await mapMemory({ sizeBytes: memoryBytes, prefault: true });
       const segments: Buffer[] = [];
       for (let offset = 0; offset < memoryBytes; offset += ARENA_SEGMENT_BYTES_MAX) {
         const length = Math.min(ARENA_SEGMENT_BYTES_MAX, memoryBytes - offset);
@@ -88,6 +94,7 @@ export class ServerDataPlane {
       return new ServerDataPlane(fabric, mapping, memory, options.counters, logger);
     } catch (error) {
       await fabric.close();
+      mapping?.close();
       throw translate(error);
     }
   }
@@ -100,16 +107,16 @@ export class ServerDataPlane {
       return { provider: undefined, reason: `the server has no data plane: ${why}` };
     }
     const rejected: string[] = [];
-    for (const { name, rails } of offers) {
+    for (const { name, rails } of offers.slice(0, OFFERS_MAX)) {
       const table = this.tables.get(name);
       const [address] = rails;
       if (table === undefined || address === undefined) {
-        rejected.push(`${name} is not open on the server`);
+        rejected.push(`${name.slice(0, NAME_LENGTH_MAX)} is not open on the server`);
       } else if (table.rail.state !== 'open') {
         rejected.push(`the server's ${name} rail has failed`);
       } else if (address.format !== table.rail.info.addressFormat) {
         rejected.push(
-          `${name} addresses are ${address.format} on the client and ${table.rail.info.addressFormat} on the server`,
+          `${name} addresses are ${address.format.slice(0, NAME_LENGTH_MAX)} on the client and ${table.rail.info.addressFormat} on the server`,
         );
       } else {
         return { provider: name, table, peer: await table.acquire(address.address) };
@@ -120,7 +127,7 @@ export class ServerDataPlane {
 
   /** Proves for all peers that memory waits for, now: an allocation needs it. */
   async reclaim(): Promise<void> {
-    await Promise.all([...this.peers()].filter((peer) => peer.proofWanted).map((peer) => peer.recycle()));
+    await Promise.all([...this.tables.values()].map((table) => table.reclaim()));
   }
 
   /** Closes everything; nobody may use the arena afterwards. */

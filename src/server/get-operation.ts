@@ -33,6 +33,11 @@ abstract class GetOperation implements ActiveOperation {
   protected state: GetState = 'waiting';
   private deadlineTimer: NodeJS.Timeout | undefined;
   private entered = false;
+  private readonly onTurn = (): void => {
+    this.entered = true;
+    this.state = 'moving';
+    this.move();
+  };
   private cause: StopCause | { readonly kind: 'failed' } | undefined;
 
   constructor(
@@ -49,16 +54,7 @@ abstract class GetOperation implements ActiveOperation {
   /** Starts it, or leaves it waiting for its turn. @throws ERR_FABRICKV_RESOURCE_EXHAUSTED */
   start(): void {
     this.deadlineTimer = setTimeout(() => this.onDeadline(), this.timeoutMs);
-    const accepted = this.host.gate.enter(() => {
-      this.entered = true;
-      if (this.state !== 'waiting') {
-        this.host.gate.leave();
-        return;
-      }
-      this.state = 'moving';
-      this.move();
-    });
-    if (accepted) return;
+    if (this.host.gate.enter(this.onTurn)) return;
     this.end();
     throw new FabricKvError(
       'ERR_FABRICKV_RESOURCE_EXHAUSTED',
@@ -151,6 +147,7 @@ abstract class GetOperation implements ActiveOperation {
     clearTimeout(this.deadlineTimer);
     this.value.release();
     if (this.entered) this.host.gate.leave();
+    else this.host.gate.withdraw(this.onTurn);
     this.host.finished(this.operationId);
   }
 }
@@ -181,8 +178,8 @@ export class RdmaGet extends GetOperation {
   protected move(): void {
     if (this.state !== 'moving') return;
     if (!this.peer.present) {
-      void this.peer.settled().then(() => {
-        if (this.peer.present) this.move();
+      void this.peer.settled().then((present) => {
+        if (present) this.move();
         else
           this.fail(new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'the client is no peer of the data plane any more'));
       });

@@ -124,6 +124,7 @@ export class KvServer {
       });
     });
     this.injector.destroy();
+    this.listener.cut();
     await closed;
     await context.dataPlane.close();
     context.logger.info('Stopped');
@@ -173,10 +174,10 @@ async function startOn(listener: Listener, options: KvServerOptions, construct: 
   });
   const health = addServices(grpc, context, sessions);
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
-  listener.accept((socket) => {
+  listener.accept({
+    onConnection: (socket) => injector.injectConnection(socket),
     // Connections come and go; what breaks one is seen by its sessions.
-    socket.on('error', (error) => logger.debug({ err: error }, 'A connection broke'));
-    injector.injectConnection(socket);
+    onError: (error) => logger.debug({ err: error }, 'A connection broke'),
   });
   logStart(logger, listener, dataPlane, options, { advertiseAddr, fabricAddrs, host });
   return construct(context, sessions, listener, grpc, injector, health, fabricAddrs);

@@ -3,19 +3,28 @@
  * socket is told as what it is.
  */
 
-import { readdir, readFile, readlink, unlink } from 'node:fs/promises';
+import { lstat, readdir, readFile, readlink, unlink } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { type ControlAddress, formatControlAddress } from '../protocol/address.js';
 import { FabricKvError } from '../protocol/errors.js';
+
+/** What becomes of connections. */
+export interface ConnectionHandlers {
+  readonly onConnection: (socket: Socket) => void;
+  /** A connection broke, or one could not be accepted; the listener goes on. */
+  readonly onError: (error: Error) => void;
+}
 
 /** A bound socket that accepts from the moment it is asked to. */
 export interface Listener {
   /** The address with the port that was really taken. */
   readonly address: ControlAddress;
   /** Hands over connections, those that have come already first. */
-  accept(onConnection: (socket: Socket) => void): void;
-  /** Accepts no more; connections stay. */
+  accept(handlers: ConnectionHandlers): void;
+  /** Accepts no more; connections that were handed over stay. Resolves when none is left. */
   close(): Promise<void>;
+  /** Cuts every connection that is left: a frozen peer would never close its own. */
+  cut(): void;
 }
 
 /**
@@ -24,26 +33,42 @@ export interface Listener {
  * @throws ERR_FABRICKV_ADDRESS_IN_USE, ERR_FABRICKV_ADDRESS_UNAVAILABLE
  */
 export async function listen(address: ControlAddress): Promise<Listener> {
-  const early: Socket[] = [];
-  let handle: (socket: Socket) => void = (socket) => early.push(socket);
-  const server = createServer({ noDelay: true, allowHalfOpen: true }, (socket) => handle(socket));
-  if (address.kind === 'unix') await removeStaleSocket(address.path);
+  const early = new Set<Socket>();
+  const connections = new Set<Socket>();
+  // One that breaks before anybody has seen it is of no interest.
+  let handlers: ConnectionHandlers = { onConnection: (socket) => early.add(socket), onError: () => undefined };
+  const server = createServer({ noDelay: true, allowHalfOpen: true }, (socket) => {
+    connections.add(socket);
+    socket.once('close', () => {
+      connections.delete(socket);
+      early.delete(socket);
+    });
+    socket.on('error', (error) => handlers.onError(error));
+    handlers.onConnection(socket);
+  });
+  if (address.kind === 'unix') await removeStaleSocket(address);
   await bind(server, address);
+  // Such as EMFILE, when there are too many connections to accept one more.
+  server.on('error', (error) => handlers.onError(error));
   const bound = server.address();
   return {
     address:
       address.kind === 'tcp' && bound !== null && typeof bound === 'object'
         ? { ...address, port: bound.port }
         : address,
-    accept(onConnection) {
-      handle = onConnection;
-      for (const socket of early.splice(0)) onConnection(socket);
+    accept(given) {
+      handlers = given;
+      for (const socket of early) given.onConnection(socket);
+      early.clear();
     },
     close: () =>
       new Promise((resolve) => {
-        for (const socket of early.splice(0)) socket.destroy();
+        for (const socket of early) socket.destroy();
         server.close(() => resolve());
       }),
+    cut() {
+      for (const socket of connections) socket.destroy();
+    },
   };
 }
 
@@ -88,8 +113,17 @@ async function explain(error: unknown, address: ControlAddress): Promise<FabricK
   );
 }
 
-/** A socket file that nobody listens on any more would be "in use" for ever. */
-async function removeStaleSocket(path: string): Promise<void> {
+/** A socket file that nobody listens on any more would be "in use" for ever. Anything else at the path is not ours. */
+async function removeStaleSocket(address: ControlAddress & { kind: 'unix' }): Promise<void> {
+  const { path } = address;
+  const found = await lstat(path).catch(() => undefined);
+  if (found === undefined) return;
+  if (!found.isSocket()) {
+    throw new FabricKvError(
+      'ERR_FABRICKV_ADDRESS_UNAVAILABLE',
+      `${formatControlAddress(address)} is there already, and is no socket`,
+    );
+  }
   const refused = await new Promise<boolean>((resolve) => {
     const probe = connect({ path });
     probe.once('connect', () => {

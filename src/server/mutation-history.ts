@@ -1,24 +1,37 @@
 /**
  * The recent results of each client's mutations, so that a retry after a reconnect gets the first result and is not
- * applied again. Bounded in clients, in results per client, and in time.
+ * applied again. Bounded in clients, in results per client and of all, and in time. Mutations that are being applied are
+ * kept apart, and as long as that takes: they are bounded by the operations in flight.
  */
 
 import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
-import { MUTATION_CLIENTS_MAX, MUTATION_RESULT_KEPT_MS, MUTATION_RESULTS_PER_CLIENT_MAX } from '../protocol/limits.js';
+import {
+  MUTATION_CLIENTS_MAX,
+  MUTATION_RESULT_KEPT_MS,
+  MUTATION_RESULTS_MAX,
+  MUTATION_RESULTS_PER_CLIENT_MAX,
+} from '../protocol/limits.js';
 
 interface Entry {
-  /** Undefined while the mutation is being applied. */
-  result: Result | undefined;
-  readonly waiting: ((result: Result | undefined) => void)[];
+  readonly result: Result;
   readonly atMs: number;
 }
+
+type Waiter = (result: Result | undefined) => void;
 
 /** Results by client id and operation id. */
 export class MutationHistory {
   // Maps keep insertion order: the first is the oldest.
   private readonly clients = new Map<bigint, Map<number, Entry>>();
+  private readonly pending = new Map<bigint, Map<number, Waiter[]>>();
+  private results = 0;
 
   constructor(private readonly nowMs: () => number = () => performance.now()) {}
+
+  /** How many results are kept. */
+  get size(): number {
+    return this.results;
+  }
 
   /**
    * Looks for an earlier request with the same ids.
@@ -27,48 +40,69 @@ export class MutationHistory {
    *   earlier request did not change anything, so that this one may be applied
    * @returns false when there was none; `onResult` is never called then
    */
-  find(clientId: bigint, operationId: number, onResult: (result: Result | undefined) => void): boolean {
+  find(clientId: bigint, operationId: number, onResult: Waiter): boolean {
+    const waiting = this.pending.get(clientId)?.get(operationId);
+    if (waiting !== undefined) {
+      waiting.push(onResult);
+      return true;
+    }
     const entry = this.clients.get(clientId)?.get(operationId);
     if (entry === undefined || this.nowMs() - entry.atMs > MUTATION_RESULT_KEPT_MS) return false;
-    if (entry.result === undefined) entry.waiting.push(onResult);
-    else onResult(entry.result);
+    onResult(entry.result);
     return true;
   }
 
-  /** A mutation is being applied; its outcome follows with {@link settle}. */
+  /** A mutation that {@link find} does not know is being applied; its outcome follows with {@link settle}. */
   begin(clientId: bigint, operationId: number): void {
-    this.entriesOf(clientId).set(operationId, { result: undefined, waiting: [], atMs: this.nowMs() });
+    const pending = this.pending.get(clientId) ?? new Map<number, Waiter[]>();
+    if (pending.has(operationId)) throw new Error(`mutation ${operationId} is begun twice`);
+    this.pending.set(clientId, pending.set(operationId, []));
   }
 
   /** What became of a mutation: its result, or undefined when it changed nothing. */
   settle(clientId: bigint, operationId: number, result: Result | undefined): void {
-    const entries = this.entriesOf(clientId);
-    const waiting = entries.get(operationId)?.waiting ?? [];
-    entries.delete(operationId);
-    if (result !== undefined) {
-      entries.set(operationId, { result, waiting: [], atMs: this.nowMs() });
-      this.trim(entries);
+    const waiting = this.endPending(clientId, operationId);
+    if (result !== undefined) this.keep(clientId, operationId, { result, atMs: this.nowMs() });
+    // The first one may begin it anew; the others then wait for that.
+    for (const onResult of waiting) {
+      if (result !== undefined || !this.find(clientId, operationId, onResult)) onResult(result);
     }
-    for (const onResult of waiting) onResult(result);
   }
 
-  private entriesOf(clientId: bigint): Map<number, Entry> {
+  private endPending(clientId: bigint, operationId: number): readonly Waiter[] {
+    const pending = this.pending.get(clientId);
+    const waiting = pending?.get(operationId);
+    if (pending === undefined || waiting === undefined) return [];
+    pending.delete(operationId);
+    if (pending.size === 0) this.pending.delete(clientId);
+    return waiting;
+  }
+
+  private keep(clientId: bigint, operationId: number, entry: Entry): void {
     const entries = this.clients.get(clientId) ?? new Map<number, Entry>();
     // The client that was used last stands last.
     this.clients.delete(clientId);
     this.clients.set(clientId, entries);
-    if (this.clients.size > MUTATION_CLIENTS_MAX) {
-      const [oldest] = this.clients.keys();
-      if (oldest !== undefined) this.clients.delete(oldest);
-    }
-    return entries;
+    this.results += entries.delete(operationId) ? 0 : 1;
+    entries.set(operationId, entry);
+    this.trim(entries);
+    while (this.clients.size > MUTATION_CLIENTS_MAX || this.results > MUTATION_RESULTS_MAX) this.dropOldestClient();
   }
 
   private trim(entries: Map<number, Entry>): void {
     const expiredBefore = this.nowMs() - MUTATION_RESULT_KEPT_MS;
-    for (const [operationId, entry] of entries) {
-      if (entries.size <= MUTATION_RESULTS_PER_CLIENT_MAX && entry.atMs >= expiredBefore) return;
-      if (entry.result !== undefined) entries.delete(operationId);
+    for (const [operationId, { atMs }] of entries) {
+      if (entries.size <= MUTATION_RESULTS_PER_CLIENT_MAX && atMs >= expiredBefore) return;
+      entries.delete(operationId);
+      this.results -= 1;
+    }
+  }
+
+  private dropOldestClient(): void {
+    for (const [clientId, entries] of this.clients) {
+      this.clients.delete(clientId);
+      this.results -= entries.size;
+      return;
     }
   }
 }

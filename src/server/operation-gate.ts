@@ -5,7 +5,9 @@
 /** Lets operations start while there is room, keeps some waiting, and refuses the rest. */
 export class OperationGate {
   private inFlight = 0;
-  private readonly waiting: (() => void)[] = [];
+  // A set keeps the order of arrival, and lets one that has ended while it waited go from its middle.
+  private readonly waitingStarts = new Set<() => void>();
+  private admitting = false;
 
   constructor(
     readonly inFlightMax: number,
@@ -15,6 +17,11 @@ export class OperationGate {
   /** How many have started and not left. */
   get active(): number {
     return this.inFlight;
+  }
+
+  /** How many wait for their turn. */
+  get waiting(): number {
+    return this.waitingStarts.size;
   }
 
   /**
@@ -28,15 +35,32 @@ export class OperationGate {
       start();
       return true;
     }
-    if (this.waiting.length >= this.waitingMax) return false;
-    this.waiting.push(start);
+    if (this.waitingStarts.size >= this.waitingMax) return false;
+    this.waitingStarts.add(start);
     return true;
+  }
+
+  /** One that waits has ended: it is never started. Does nothing to one that does not wait. */
+  withdraw(start: () => void): void {
+    this.waitingStarts.delete(start);
   }
 
   /** One that was started has ended; the next one starts in its place. */
   leave(): void {
-    const next = this.waiting.shift();
-    if (next === undefined) this.inFlight -= 1;
-    else next();
+    this.inFlight -= 1;
+    // One that fails in its own start leaves inside the loop below: a call for each of thousands would end the stack.
+    if (this.admitting) return;
+    this.admitting = true;
+    try {
+      while (this.inFlight < this.inFlightMax) {
+        const [next] = this.waitingStarts;
+        if (next === undefined) break;
+        this.waitingStarts.delete(next);
+        this.inFlight += 1;
+        next();
+      }
+    } finally {
+      this.admitting = false;
+    }
   }
 }

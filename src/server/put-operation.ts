@@ -38,6 +38,12 @@ export class PutOperation implements ActiveOperation {
   private readonly deadlineTimer: NodeJS.Timeout;
   private readonly deadlineAtMs: number;
   private entered = false;
+  private readonly onTurn = (): void => {
+    this.entered = true;
+    void this.open();
+  };
+  /** Cancelled while it was being committed: the client is told when that has ended. */
+  private cancelled = false;
   private receivedBytes = 0;
   private crc = 0;
 
@@ -54,12 +60,7 @@ export class PutOperation implements ActiveOperation {
 
   /** Starts it, or leaves it waiting for its turn. @throws ERR_FABRICKV_RESOURCE_EXHAUSTED */
   start(): void {
-    const accepted = this.host.gate.enter(() => {
-      this.entered = true;
-      if (this.state === 'opening') void this.open();
-      else this.host.gate.leave();
-    });
-    if (accepted) return;
+    if (this.host.gate.enter(this.onTurn)) return;
     this.end();
     throw new FabricKvError(
       'ERR_FABRICKV_RESOURCE_EXHAUSTED',
@@ -70,8 +71,8 @@ export class PutOperation implements ActiveOperation {
 
   /** A piece of an inline value. */
   onData(data: Data__Output): void {
-    // What was on its way when the operation ended is of no interest.
-    if (this.state === 'ended') return;
+    // What was on its way when the operation ended, or follows its commit, is of no interest.
+    if (this.state === 'committing' || this.state === 'ended') return;
     const offset = toSafeInteger(data.offset, 'Data.offset');
     const fits = this.request.path === 'INLINE' && this.state === 'granted' && offset === this.receivedBytes;
     if (!fits || offset + data.bytes.length > this.request.length) {
@@ -84,12 +85,20 @@ export class PutOperation implements ActiveOperation {
   }
 
   onCommit(commit: PutCommit__Output): void {
+    // The result of the first one is on its way.
+    if (this.state === 'committing') return;
     if (this.state !== 'granted') {
       this.fail(new FabricKvError('ERR_FABRICKV_PROTOCOL', 'PutCommit before the grant'));
       return;
     }
     this.trace.mark('put.commit.received');
-    void this.commit(commit);
+    this.state = 'committing';
+    // The client may have lost an earlier session in the middle of the same PUT's commit there.
+    const known = this.host.context.history.find(this.host.clientId, this.operationId, (result) => {
+      if (result === undefined) void this.commit(commit);
+      else this.replay(result);
+    });
+    if (!known) void this.commit(commit);
   }
 
   /** The client gives it up and has no write in flight. */
@@ -102,8 +111,9 @@ export class PutOperation implements ActiveOperation {
 
   stop(cause: StopCause): void {
     // A commit is carried through: the client may ask for its result on another session.
-    if (this.state !== 'committing' && this.state !== 'ended') this.onAbort();
-    if (cause.kind === 'cancelled') this.host.send(this.operationId, { quiesced: {} });
+    if (this.state === 'ended') return;
+    if (cause.kind === 'cancelled') this.cancelled = true;
+    this.onAbort();
   }
 
   private async open(): Promise<void> {
@@ -170,7 +180,6 @@ export class PutOperation implements ActiveOperation {
   private async commit(commit: PutCommit__Output): Promise<void> {
     const { host, request, operationId } = this;
     const { context } = host;
-    this.state = 'committing';
     context.history.begin(host.clientId, operationId);
     let result: Result | undefined;
     try {
@@ -182,6 +191,7 @@ export class PutOperation implements ActiveOperation {
           `CRC-32C of the ${request.length} bytes that arrived is ${hex32(crc)}, announced was ${hex32(commit.crc32c)}`,
         );
       }
+      if (this.state !== 'committing') throw new Error(`a PUT that is ${this.state} is published`);
       this.trace.mark('put.verified');
       const value = context.store.publish({ ...request, extents: this.extents, crc32c: crc });
       this.extents = [];
@@ -196,6 +206,14 @@ export class PutOperation implements ActiveOperation {
       context.history.settle(host.clientId, operationId, undefined);
       this.fail(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
     }
+  }
+
+  /** The mutation was applied on another session: that result is this one's too. */
+  private replay(result: Result): void {
+    this.host.context.counters.replayedResults += 1;
+    this.host.send(this.operationId, { result });
+    this.trace.finish('put.done', { replayed: true });
+    this.end();
   }
 
   private async crcOfExtents(): Promise<number> {
@@ -258,6 +276,8 @@ export class PutOperation implements ActiveOperation {
     this.host.context.store.arena.release(this.extents);
     this.extents = [];
     if (this.entered) this.host.gate.leave();
+    else this.host.gate.withdraw(this.onTurn);
+    if (this.cancelled) this.host.send(this.operationId, { quiesced: {} });
     this.host.finished(this.operationId);
   }
 }

@@ -24,12 +24,19 @@ import type { Session } from './session.js';
 import type { Extent } from './store/arena.js';
 import type { StoredValue } from './store/store.js';
 
+/** Under one id for all, a mutation would be taken for a retry of the last one, and a PUT's pieces for another's. */
+const NEED_AN_ID: ReadonlySet<string> = new Set(['get', 'put', 'putOpen', 'putCommit', 'delete']);
+
 /**
  * Does what a message asks for. What is wrong with the operation is its own failure; only what breaks the protocol is
  * thrown, and ends the session.
  */
 export function handleOperation(session: Session, operationId: number, message: ClientMessage__Output): void {
   const operation = session.operation(operationId);
+  if (operationId === 0 && message.body !== undefined && NEED_AN_ID.has(message.body)) {
+    session.fail(0, new FabricKvError('ERR_FABRICKV_PROTOCOL', `${message.body} without an operation_id`));
+    return;
+  }
   if (message.get) get(session, operationId, message.get);
   else if (message.put) put(session, operationId, message.put);
   else if (message.putOpen) putOpen(session, operationId, message.putOpen);
@@ -324,6 +331,8 @@ function ping(session: Session, operationId: number): void {
 /** Answers with the first result of a mutation that was asked for before; or does it, when that changed nothing. */
 function replay(session: Session, operationId: number, again: () => void): boolean {
   return session.context.history.find(session.clientId, operationId, (result) => {
+    // A session that has ended meanwhile starts nothing: its client asks again on another one.
+    if (session.ended) return;
     if (result === undefined) {
       again();
       return;

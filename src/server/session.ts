@@ -21,7 +21,7 @@ import {
 } from '../protocol/limits.js';
 import { toFailure, toStatus } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
-import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger } from '../protocol/wire.js';
+import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger, UINT64_MAX } from '../protocol/wire.js';
 import type { Negotiated } from './data-plane.js';
 import type { ActiveOperation, OperationHost } from './operation.js';
 import { OperationGate } from './operation-gate.js';
@@ -41,6 +41,11 @@ const HELLO_TIMEOUT_MS = 10_000;
 
 const CLIENT_NAME_MAX = 128;
 
+/** A frame's messages are handled for this long before the loop gets its turn: a frame may ask for 256 MiB of values. */
+const TURN_MS_MAX = 10;
+/** Messages between two looks at the clock. */
+const CLOCK_INTERVAL = 16;
+
 /** One stream, from its Hello to its end. */
 export class Session implements OperationHost {
   readonly id: bigint;
@@ -54,19 +59,24 @@ export class Session implements OperationHost {
   private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
   private traceContext: TraceContext;
   private windowIds = 0;
+  /** What is left of the last frame: the stream is not read until it is handled. */
+  private readonly backlog: ClientMessage__Output[] = [];
+  private writable = true;
   private idleCallback: (() => void) | undefined;
 
   constructor(
     readonly context: ServerContext,
     private readonly stream: SessionStream,
     id: bigint,
-    private readonly onEnded: (session: Session) => void,
+    /** Told at once; the promise resolves when the session's hold on the data plane is given back, and never rejects. */
+    private readonly onEnded: (session: Session, released: Promise<void>) => void,
   ) {
     this.id = id;
     this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
     this.writer = new FrameWriter(stream, encodeServerFrame, (writable) => {
       // A client that does not read is not read from: its results would pile up here.
-      if (writable) stream.resume();
+      this.writable = writable;
+      if (writable) this.work();
       else stream.pause();
     });
     this.traceContext = {
@@ -94,6 +104,10 @@ export class Session implements OperationHost {
   /** Operations in flight. */
   get operationsInFlight(): number {
     return this.operations.size;
+  }
+
+  get ended(): boolean {
+    return this.state === 'ended';
   }
 
   region(regionId: number): PeerRegion | undefined {
@@ -164,12 +178,13 @@ export class Session implements OperationHost {
     this.idleCallback?.();
     if (error === undefined) this.stream.end();
     else this.stream.emit('error', toStatus(error));
-    void this.releasePeer();
+    this.backlog.length = 0;
     this.context.logger.info({ sessionId: hex64(this.id), peer: this.traceContext.peer, reason }, 'Session ended');
-    this.onEnded(this);
+    this.onEnded(this, this.releasePeer());
   }
 
   private refuse(error: FabricKvError): void {
+    if (error.code === 'ERR_FABRICKV_INTERNAL') this.context.logger.error({ err: error }, 'Internal error');
     this.context.logger.warn(
       { peer: this.traceContext.peer, code: error.code, error: error.message },
       'Session refused',
@@ -184,11 +199,29 @@ export class Session implements OperationHost {
       this.refuse(frame);
       return;
     }
-    for (const message of frame) {
-      // A message may end the session.
-      if (this.isEnded()) return;
+    for (const message of frame) this.backlog.push(message);
+    this.work();
+  }
+
+  /** Handles what has been received, as far as the stream takes the answers, in turns that leave the loop time. */
+  private work(): void {
+    if (this.ended) return;
+    const turnEndsMs = performance.now() + TURN_MS_MAX;
+    let handled = 0;
+    for (const message of this.backlog) {
+      if (!this.writable || (handled % CLOCK_INTERVAL === 0 && performance.now() > turnEndsMs)) break;
+      handled += 1;
       this.onMessage(message);
+      // A message may end the session.
+      if (this.ended) return;
     }
+    this.backlog.splice(0, handled);
+    if (this.backlog.length === 0) {
+      if (this.writable) this.stream.resume();
+      return;
+    }
+    this.stream.pause();
+    if (this.writable) setImmediate(() => this.work());
   }
 
   private onMessage(message: ClientMessage__Output): void {
@@ -204,6 +237,8 @@ export class Session implements OperationHost {
     }
     try {
       switch (message.body) {
+        case 'hello':
+          throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'a second Hello in one session');
         case 'bye':
           this.end('the client said Bye');
           break;
@@ -319,7 +354,12 @@ export class Session implements OperationHost {
     }
     const address = remoteAddress(toBigInt(rail.address));
     const key = remoteKey(toBigInt(rail.rkey));
-    this.regions.set(regionId, peer.addRegion(address, key, toSafeInteger(length, 'Region.length')));
+    const lengthBytes = toSafeInteger(length, 'Region.length');
+    // The rail's table refuses them too, but as a defect of ours.
+    if (lengthBytes === 0 || address + BigInt(lengthBytes) > UINT64_MAX) {
+      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `region ${regionId} has no bytes, or ends beyond 2^64`);
+    }
+    this.regions.set(regionId, peer.addRegion(address, key, lengthBytes));
   }
 
   private onRegionEnded(regionId: number): void {
@@ -349,9 +389,5 @@ export class Session implements OperationHost {
         resolve();
       };
     });
-  }
-
-  private isEnded(): boolean {
-    return this.state === 'ended';
   }
 }

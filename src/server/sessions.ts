@@ -11,6 +11,8 @@ import { Session, type SessionStream } from './session.js';
 /** Opens sessions and ends them. */
 export class Sessions {
   private readonly open = new Set<Session>();
+  /** Of sessions that have ended: what they held of the data plane is being given back. */
+  private readonly releasing = new Set<Promise<void>>();
 
   constructor(private readonly context: ServerContext) {}
 
@@ -44,12 +46,17 @@ export class Sessions {
     }
     counters.sessionsOpened += 1;
     this.open.add(
-      new Session(this.context, stream, randomBytes(8).readBigUInt64LE(), (ended) => this.open.delete(ended)),
+      new Session(this.context, stream, randomBytes(8).readBigUInt64LE(), (ended, released) => {
+        this.open.delete(ended);
+        this.releasing.add(released);
+        void released.then(() => this.releasing.delete(released));
+      }),
     );
   };
 
-  /** Lets every session end what is in flight, for at most `drainMs`, and ends it. */
+  /** Lets every session end what is in flight, for at most `drainMs`, ends it, and waits for what they all held. */
   async drain(drainMs: number): Promise<void> {
     await Promise.all([...this.open].map((session) => session.drain(drainMs)));
+    await Promise.all(this.releasing);
   }
 }

@@ -21,6 +21,7 @@ import { UNARY_VALUE_BYTES_MAX } from '../protocol/limits.js';
 import { toStatus } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger } from '../protocol/wire.js';
+import type { MutationHistory } from './mutation-history.js';
 import { allocateExtents, checkLength, remember } from './mutations.js';
 import type { ServerContext } from './server-context.js';
 import type { StoredValue } from './store/store.js';
@@ -139,27 +140,43 @@ function find(context: ServerContext, { namespace, key }: KeyedRequest): StoredV
   throw new FabricKvError('ERR_FABRICKV_NOT_FOUND', `nothing is stored under ${context.formatKey(key)}`);
 }
 
-/** Applies a mutation once for each pair of client id and operation id; without them, each time. */
+/** Applies a mutation once for each pair of client id and operation id; without both, each time. */
 async function once(context: ServerContext, request: MutationRequest, apply: () => Promise<Result>): Promise<Result> {
+  const { history, counters } = context;
   const clientId = toBigInt(request.clientId);
-  if (clientId === 0n) return apply();
   const operationId = toSafeInteger(request.operationId, 'operation_id');
-  const earlier = await new Promise<Result | undefined>((resolve) => {
-    if (!context.history.find(clientId, operationId, resolve)) resolve(undefined);
-  });
-  if (earlier !== undefined) {
-    context.counters.replayedResults += 1;
-    return earlier;
+  if (clientId === 0n || operationId === 0) return apply();
+  for (;;) {
+    // Looked for and begun in one turn, or two calls with the same ids would both find nothing.
+    const earlier = earlierResult(history, clientId, operationId);
+    if (earlier === undefined) break;
+    const result = await earlier;
+    if (result === undefined) continue;
+    counters.replayedResults += 1;
+    return result;
   }
-  context.history.begin(clientId, operationId);
+  history.begin(clientId, operationId);
   try {
     const result = await apply();
     remember(context, clientId, operationId, result);
     return result;
   } catch (error) {
-    context.history.settle(clientId, operationId, undefined);
+    history.settle(clientId, operationId, undefined);
     throw error;
   }
+}
+
+/** The result of an earlier request with the same ids, once it is known; undefined when there was none. */
+function earlierResult(
+  history: MutationHistory,
+  clientId: bigint,
+  operationId: number,
+): Promise<Result | undefined> | undefined {
+  let resolve: (result: Result | undefined) => void = () => undefined;
+  const result = new Promise<Result | undefined>((settle) => {
+    resolve = settle;
+  });
+  return history.find(clientId, operationId, resolve) ? result : undefined;
 }
 
 function tooLarge(length: number): FabricKvError {

@@ -5,8 +5,7 @@
  */
 
 import type { Logger } from 'pino';
-import type { LocalRegion, Mapping } from '../fabric/index.js';
-import { toFabricKvError } from '../protocol/errors.js';
+import { FabricError, type LocalRegion, type Mapping } from '../fabric/index.js';
 import type { ServerCounters } from './counters.js';
 import type { Peer, ProofWaiter } from './peers.js';
 import type { Extent, WriteBarrier } from './store/arena.js';
@@ -54,6 +53,7 @@ export class WriteWindow implements WriteBarrier, ProofWaiter {
   ): Promise<WriteWindow> {
     const window = new WriteWindow(id, extent, peer, counters, logger);
     extent.barrier = window;
+    peer.windowOpened();
     try {
       window.region = await peer.rail.register({
         mapping,
@@ -63,6 +63,7 @@ export class WriteWindow implements WriteBarrier, ProofWaiter {
       });
     } catch (error) {
       window.become('proven');
+      peer.windowClosed();
       throw error;
     }
     window.become('open');
@@ -86,28 +87,38 @@ export class WriteWindow implements WriteBarrier, ProofWaiter {
     return this.region;
   }
 
-  /** Closes the window for new writes. The proof follows when it is wanted. Idempotent. */
-  async seal(): Promise<void> {
-    if (this.state !== 'open' || this.region === undefined) return;
+  /** Closes the window for new writes. The proof follows when it is wanted. Idempotent; never rejects. */
+  seal(): Promise<void> {
+    const { region } = this;
+    if (this.state !== 'open' || region === undefined) return Promise.resolve();
     this.become('closing');
     this.counters.windowsOpen -= 1;
+    const closing = this.close(region);
+    this.peer.windowClosing(closing);
+    return closing;
+  }
+
+  private async close(region: LocalRegion): Promise<void> {
+    const { rail } = this.peer;
     try {
-      await this.peer.rail.deregister(this.region);
+      await rail.deregister(region);
+      if (rail.info.quiescence === 'close-region') {
+        this.become('proven');
+      } else {
+        this.become('sealed');
+        if (rail.info.quiescence === 'remove-peer') this.peer.awaitProof(this);
+      }
     } catch (error) {
       // The MR may still be open: its memory stays in quarantine until the rail is closed.
-      this.logger.error({ err: toFabricKvError(error) }, 'A write window could not be closed');
-      return;
-    }
-    if (this.peer.rail.info.quiescence === 'close-region') {
-      this.prove('closing');
-    } else {
-      this.become('sealed');
-      if (this.peer.rail.info.quiescence === 'remove-peer') this.peer.awaitProof(this);
+      const level = error instanceof FabricError && error.code === 'RAIL_CLOSED' ? 'debug' : 'error';
+      this.logger[level]({ err: error }, 'A write window could not be closed');
+    } finally {
+      this.peer.windowClosed();
     }
   }
 
-  prove(from: WindowState = 'sealed'): void {
-    if (this.state !== from) throw new Error(`a window that is ${this.state} is proved`);
+  prove(): void {
+    if (this.state !== 'sealed') throw new Error(`a window that is ${this.state} is proved`);
     this.become('proven');
   }
 

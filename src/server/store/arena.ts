@@ -121,10 +121,10 @@ export class Arena {
   }
 
   get usage(): ArenaUsage {
-    const { freeBytes } = this.allocator;
+    const { freeBytes, usableBytes } = this.allocator;
     return {
-      totalBytes: this.memory.sizeBytes,
-      usedBytes: this.memory.sizeBytes - freeBytes - this.quarantined,
+      totalBytes: usableBytes,
+      usedBytes: usableBytes - freeBytes - this.quarantined,
       freeBytes,
       quarantinedBytes: this.quarantined,
     };

@@ -33,14 +33,16 @@ export class ExtentAllocator {
   private readonly lengthByStart = new Map<number, number>();
   private readonly startByEnd = new Map<number, number>();
   private free = 0;
+  /** What can be handed out: whole cache lines. */
+  readonly usableBytes: number;
 
   constructor(
-    readonly sizeBytes: number,
+    sizeBytes: number,
     private readonly segmentBytes: number,
   ) {
-    const usable = sizeBytes - (sizeBytes % EXTENT_ALIGNMENT_BYTES);
-    for (let offset = 0; offset < usable; offset += segmentBytes) {
-      this.insert(offset, Math.min(segmentBytes, usable - offset));
+    this.usableBytes = sizeBytes - (sizeBytes % EXTENT_ALIGNMENT_BYTES);
+    for (let offset = 0; offset < this.usableBytes; offset += segmentBytes) {
+      this.insert(offset, Math.min(segmentBytes, this.usableBytes - offset));
     }
   }
 
@@ -80,6 +82,9 @@ export class ExtentAllocator {
   release(range: Range): void {
     let offset = range.offset;
     let length = alignedLength(range.length);
+    if (this.lengthByStart.has(offset) || this.free + length > this.usableBytes) {
+      throw new Error(`the range at ${offset} is free already`);
+    }
     const before = this.startByEnd.get(offset);
     if (before !== undefined && offset % this.segmentBytes !== 0) {
       const beforeLength = this.remove(before);

@@ -1,0 +1,221 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { describe, it } from 'node:test';
+import { runServer, spawnServer, startServer } from '../support/commands.js';
+import { ROOT } from '../support/paths.js';
+import { tempDir } from '../support/temp-dir.js';
+import { waitFor } from '../support/wait-for.js';
+
+const END_MS = 20_000;
+
+describe('kv-server config', () => {
+  it('prints each setting with its value and where that comes from', async () => {
+    await using dir = await tempDir();
+    const config = dir.file('config.json');
+    await writeFile(config, '{"memory": "2GiB", "max-sessions": 5}');
+    const args = ['config', '--listen-addr', '127.0.0.1:7000', '--inline-threshold', 'max', '--config', config];
+    const env = { FABRICKV_MAX_SESSIONS: '6', FABRICKV_PROVIDER: 'none' };
+
+    const table = await runServer(args, { env });
+    assert.equal(table.code, 0, table.stderr);
+    assert.equal(table.stderr, '');
+    for (const [setting, value, source] of [
+      ['--listen-addr', '127.0.0.1:7000', '--listen-addr'],
+      ['--memory', '2GiB', `"memory" in ${config}`],
+      ['--max-sessions', '6', 'FABRICKV_MAX_SESSIONS'],
+      ['--provider', 'none', 'FABRICKV_PROVIDER'],
+      ['--inline-threshold', 'max', '--inline-threshold'],
+      ['--max-inflight', '1024', 'default'],
+      ['--max-value', '(as much as --memory)', 'default'],
+    ] as const) {
+      const row = table.text.split('\n').find((line) => line.startsWith(`│ ${setting} `));
+      const cells = row?.split('│').map((cell) => cell.trim());
+      assert.deepEqual(cells?.slice(1, 4), [setting, value, source]);
+    }
+
+    const json = await runServer([...args, '--json'], { env });
+    const settings = json.json() as Record<string, { value: unknown; source: string; from: string }>;
+    assert.deepEqual(settings['max-sessions'], { value: '6', source: 'variable', from: 'FABRICKV_MAX_SESSIONS' });
+    assert.deepEqual(settings['memory'], { value: '2GiB', source: 'file', from: `"memory" in ${config}` });
+    assert.equal(settings['max-value']?.value, null);
+  });
+
+  it('tells what is wrong instead, and with --json as an object', async () => {
+    const run = await runServer(['config', '--memory', 'lots', '--json']);
+    assert.equal(run.code, 2);
+    assert.equal(run.text, '');
+    const { error } = JSON.parse(run.stderr) as { error: Record<string, unknown> };
+    assert.equal(error['code'], 'ERR_FABRICKV_SETTING');
+    assert.deepEqual(error['details'], { setting: 'memory', source: '--memory' });
+  });
+});
+
+describe('kv-server', () => {
+  it('prints help and version', async () => {
+    const help = await runServer(['--help']);
+    assert.equal(help.code, 0);
+    for (const name of ['--listen-addr', '--memory', 'FABRICKV_MEMORY', 'kv-server config', '1GiB', 'Exit codes']) {
+      assert.ok(help.text.includes(name), name);
+    }
+    const version = await runServer(['--version']);
+    const { version: expected } = JSON.parse(readFileSync(`${ROOT}package.json`, 'utf8')) as { version: string };
+    assert.equal(version.text, `${expected}\n`);
+  });
+
+  it('refuses what it does not understand, with code, message and remedy, and ends with 2', async () => {
+    await using dir = await tempDir();
+    await writeFile(dir.file('bad.json'), '{"memroy": 1}');
+    for (const [args, message] of [
+      [['serve'], /unknown command "serve"/],
+      [['confg'], /unknown command "confg"\n {2}remedy {2}did you mean kv-server config\?/],
+      [['config', 'memory'], /unexpected argument "memory"/],
+      [['--memroy', '1GiB'], /unknown flag --memroy\n {2}remedy {2}did you mean --memory\?/],
+      [['--eviction', 'lru'], /unknown flag --eviction/],
+      [['--memory'], /--memory has no value/],
+      [['--memory', '12XB'], /memory \(from --memory\): "12XB" is not a size/],
+      [['--memory', '1KiB'], /"1KiB" is less than 1MiB/],
+      [['--memory', '1GiB', '--memory', '2GiB'], /it is given 2 times/],
+      [['--listen-addr', 'localhost'], /"localhost" is not an address/],
+      [['--listen-addr', '127.0.0.1:65536'], /ports go up to 65535/],
+      [['--listen-addr', '::1:50051'], /is not an address/],
+      [['--advertise-addr', 'host:0'], /has no port from 1/],
+      [['--fabric-addr', 'eth0'], /"eth0" is not an IP address/],
+      [['--provider', 'shm'], /"shm" is none of auto, efa, verbs, tcp, none/],
+      [['--inline-threshold', '-1'], /inline-threshold/],
+      [['--inline-threshold', 'everything'], /is neither a size nor max/],
+      [['--max-value', '2GiB', '--memory', '1GiB'], /2GiB is more than --memory/],
+      [['--max-sessions', '0'], /"0" is less than 1/],
+      [['--drain', '10'], /"10" has no unit/],
+      [['--fabric-option', 'FI_VERBS_GID_IDX'], /is not NAME=VALUE/],
+      [['--log-level', 'loud'], /is none of trace/],
+      [['--config', dir.file('none.json')], /cannot read/],
+      [['--config', dir.file('bad.json')], /unknown entry "memroy"\n {2}remedy {2}is it "memory"\?/],
+    ] as const) {
+      const run = await runServer(args);
+      assert.equal(run.code, 2, `${args.join(' ')}: ${run.stderr}`);
+      assert.match(run.stderr, /^kv-server: ERR_FABRICKV_SETTING: /, args.join(' '));
+      assert.match(run.stderr, message);
+      assert.match(run.stderr, /\n {2}remedy {2}\S/, args.join(' '));
+      assert.doesNotMatch(run.stderr, /\n {4}at /, 'no stack trace');
+    }
+  });
+
+  it('ends with 2 and says which port is taken', async () => {
+    await using first = await startServer({ args: ['--provider', 'none'] });
+    const second = await spawnServer({ args: ['--provider', 'none', '--listen-addr', first.addr] }).waitForEnd(END_MS);
+    assert.equal(second.code, 2);
+    assert.match(second.stderr, /^kv-server: ERR_FABRICKV_ADDRESS_IN_USE: /m);
+    assert.ok(second.stderr.includes(first.addr.split(':')[1] ?? '?'));
+    assert.match(second.stderr, /remedy {2}/);
+    assert.equal((await first.stop()).code, 0, 'the first one is not disturbed');
+
+    // By something else than a server of ours.
+    const other = createServer();
+    await new Promise<void>((resolve) => {
+      other.listen(0, '127.0.0.1', resolve);
+    });
+    const address = other.address();
+    assert.ok(typeof address === 'object' && address !== null);
+    const third = spawnServer({ args: ['--provider', 'none', '--listen-addr', `127.0.0.1:${address.port}`] });
+    const ended = await third.waitForEnd(END_MS);
+    other.close();
+    assert.equal(ended.code, 2);
+    assert.match(ended.stderr, /ERR_FABRICKV_ADDRESS_IN_USE/);
+  });
+
+  it('ends with 2 when the address is not of this machine, or no such host exists', async () => {
+    for (const address of ['203.0.113.7:0', 'no-such-host.invalid:0', '[2001:db8::7]:0']) {
+      const run = await spawnServer({ args: ['--provider', 'none', '--listen-addr', address] }).waitForEnd(END_MS);
+      assert.equal(run.code, 2, run.stderr);
+      assert.match(run.stderr, /^kv-server: ERR_FABRICKV_ADDRESS_UNAVAILABLE: /m, address);
+    }
+  });
+
+  it('ends with 2 when the arena cannot be mapped', async () => {
+    const run = await spawnServer({ args: ['--provider', 'none', '--memory', '100TiB'] }).waitForEnd(END_MS);
+    assert.equal(run.code, 2, run.stderr);
+    assert.match(run.stderr, /^kv-server: ERR_FABRICKV_MEMORY: /m);
+    assert.match(run.stderr, /remedy {2}.*--memory/);
+  });
+
+  it('ends with 2 when a provider that was named is missing', async () => {
+    const run = await spawnServer({ args: ['--provider', 'efa'] }).waitForEnd(END_MS);
+    assert.equal(run.code, 2, run.stderr);
+    assert.match(run.stderr, /^kv-server: ERR_FABRICKV_PROVIDER_MISSING: /m);
+    assert.match(run.stderr, /remedy {2}/);
+  });
+
+  it('stops with 0 when asked by SIGTERM or SIGINT', async () => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+      await using server = await startServer();
+      const ended = await server.stop(signal);
+      assert.deepEqual([ended.code, ended.signal], [0, null], ended.stderr);
+      assert.ok(ended.stderr.includes('Asked to stop'));
+    }
+  });
+
+  it('stops at once at a second signal', async () => {
+    await using server = await startServer();
+    // Both arrive while it cannot run, so that neither can be missed.
+    server.kill('SIGSTOP');
+    server.kill('SIGTERM');
+    server.kill('SIGINT');
+    server.kill('SIGCONT');
+    const ended = await server.child.waitForEnd(END_MS);
+    assert.ok(ended.code === 130 || ended.code === 143, `${ended.code} ${ended.signal} ${ended.stderr}`);
+  });
+
+  it('tells in one record where it listens', async () => {
+    await using server = await startServer({ args: ['--provider', 'none'] });
+    assert.equal(server.listening.level, 'info');
+    assert.match(server.addr, /^127\.0\.0\.1:\d+$/);
+    assert.equal(server.listening['pid'], server.pid);
+    assert.equal(server.records.filter(({ msg }) => msg === 'Listening').length, 1);
+  });
+
+  it('listens on a Unix socket', async () => {
+    await using dir = await tempDir();
+    const address = `unix:${dir.file('kv.sock')}`;
+    await using server = await startServer({ args: ['--listen-addr', address, '--provider', 'none'] });
+    assert.equal(server.addr, address);
+    const put = await server.client(['put', 'a', 'b']);
+    assert.equal(put.code, 0, put.stderr);
+  });
+
+  it('warns when it listens beyond this machine, and not otherwise', async () => {
+    const warning = /without authentication/;
+    await using wide = await startServer({ args: ['--listen-addr', '0.0.0.0:0', '--provider', 'none'] });
+    assert.ok(wide.records.some(({ level, msg }) => level === 'warn' && warning.test(msg ?? '')));
+    await using narrow = await startServer({ args: ['--provider', 'none'] });
+    assert.ok(!narrow.records.some(({ msg }) => warning.test(msg ?? '')));
+  });
+
+  it('takes its settings from variables, and warns of those that are misspelt', async () => {
+    await using server = await startServer({ env: { FABRICKV_PROVIDER: 'none', FABRICKV_MEMROY: '2GiB' } });
+    const record = await server.waitForRecord(({ msg }) => msg?.includes('FABRICKV_MEMROY') === true);
+    assert.equal(record.level, 'warn');
+    assert.equal(record['meant'], 'FABRICKV_MEMORY');
+  });
+
+  it('logs in JSON when nobody watches, and prettily when asked', async () => {
+    await using pretty = spawnServer({ args: ['--log-format', 'pretty', '--provider', 'none'] });
+    await waitFor(() => pretty.stderr.includes('Listening'), { what: 'the server to listen', timeoutMs: END_MS });
+    assert.match(pretty.stderr, /INFO.*Listening/);
+    assert.equal(pretty.records.length, 0);
+    await using auto = await startServer({ args: ['--log-format', 'auto', '--provider', 'none'] });
+    assert.ok(auto.records.length > 0);
+  });
+
+  it('keeps keys out of its log with --redact-keys', async () => {
+    await using server = await startServer({ args: ['--redact-keys'] });
+    const key = 'patient-4711';
+    assert.equal((await server.client(['put', key, 'x'])).code, 0);
+    assert.equal((await server.client(['get', key])).text, 'x');
+    const { stderr } = await server.stop();
+    assert.ok(stderr.includes('get.done'));
+    assert.ok(!stderr.includes(key), 'the key is in the log');
+    assert.match(stderr, /sha256:/);
+  });
+});

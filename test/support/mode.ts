@@ -1,0 +1,38 @@
+import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+
+/** FABRICKV_TEST_FULL=1: the lines as they are written, instead of the short form of them. */
+export const FULL = process.env['FABRICKV_TEST_FULL'] === '1';
+
+/** I1: every operation settles by its deadline and this much. */
+export const SETTLE_SLACK_MS = 100;
+
+/**
+ * What a process may take to start and to end, beside what it does: Node.js itself, our modules and libfabric, on two
+ * cores that others use too. It is added where a whole process is measured, never where an operation is.
+ */
+export const PROCESS_SLACK_MS = 1500;
+
+const GIB = 1024 ** 3;
+
+/** Where files of a gigabyte go: memory, if there is enough of it, because a slow disk proves nothing here. */
+export function roomyDirectory(): string {
+  const memory = '/dev/shm';
+  try {
+    accessSync(memory, constants.W_OK);
+    const { bavail, bsize } = statfsSync(memory);
+    if (bavail * bsize > 6 * GIB) return memory;
+  } catch (error) {
+    if (!(error instanceof Error && 'code' in error)) throw error;
+  }
+  return tmpdir();
+}
+
+/** Why tests that change the machine's network cannot run here, or false when they can. */
+export function withoutNamespaces(): string | false {
+  if (process.getuid?.() !== 0) return 'needs root, to make network namespaces';
+  if (!existsSync('/usr/sbin/ip') && !existsSync('/sbin/ip') && !existsSync('/usr/bin/ip')) {
+    return 'needs the command ip (apt-get install iproute2)';
+  }
+  return false;
+}

@@ -1,0 +1,202 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { type DataSource, type FrameSink, FrameWriter } from '../../src/protocol/frame-writer.js';
+import {
+  DATA_BYTES_MAX,
+  DATA_IN_FLIGHT_BYTES_MAX,
+  FRAME_BYTES_TARGET,
+  FRAME_MESSAGES_MAX,
+} from '../../src/protocol/limits.js';
+
+/** The writing half of a stream, whose flow the test decides. Frames are JSON lists of the messages' names. */
+class Sink implements FrameSink {
+  readonly frames: string[][] = [];
+  writable = true;
+  private readonly written: (() => void)[] = [];
+  private readonly draining: (() => void)[] = [];
+
+  write(bytes: Buffer, callback?: () => void): boolean {
+    this.frames.push(JSON.parse(bytes.toString()) as string[]);
+    if (callback !== undefined) this.written.push(callback);
+    return this.writable;
+  }
+
+  once(_event: 'drain', listener: () => void): void {
+    this.draining.push(listener);
+  }
+
+  /** The transport has taken the oldest pieces of Data. */
+  take(pieces: number): void {
+    for (const callback of this.written.splice(0, pieces)) callback();
+  }
+
+  drain(): void {
+    this.writable = true;
+    for (const listener of this.draining.splice(0)) listener();
+  }
+
+  get waitingForDrain(): number {
+    return this.draining.length;
+  }
+
+  get messages(): string[] {
+    return this.frames.flat();
+  }
+}
+
+const encode = (messages: string[]): Buffer => Buffer.from(JSON.stringify(messages));
+
+/** A value of so many pieces, and how many of them have been read. */
+function source(name: string, pieces: number): DataSource<string> & { read: number } {
+  return {
+    read: 0,
+    next() {
+      if (this.read === pieces) return undefined;
+      this.read += 1;
+      return { message: `${name}${this.read}`, sizeBytes: DATA_BYTES_MAX };
+    },
+  };
+}
+
+const PIECES_IN_FLIGHT = DATA_IN_FLIGHT_BYTES_MAX / DATA_BYTES_MAX;
+
+/** Everything that this turn still has to say has been said. */
+async function turn(): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve));
+}
+
+test('what one turn has to say leaves in one frame', async () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  writer.send('a', 10);
+  writer.send('b', 10);
+  assert.deepEqual(sink.frames, []);
+  await turn();
+  writer.send('c', 10);
+  await turn();
+  assert.deepEqual(sink.frames, [['a', 'b'], ['c']]);
+});
+
+test('a frame ends at its size and at its number of messages', async () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  for (let i = 0; i < 5; i++) writer.send(`big${i}`, FRAME_BYTES_TARGET / 2);
+  assert.deepEqual(sink.frames, [
+    ['big0', 'big1'],
+    ['big2', 'big3'],
+  ]);
+  await turn();
+  assert.deepEqual(sink.frames[2], ['big4']);
+
+  const many = new Sink();
+  const counter = new FrameWriter<string>(many, encode);
+  for (let i = 0; i < 2 * FRAME_MESSAGES_MAX + 1; i++) counter.send('m', 1);
+  await turn();
+  assert.deepEqual(
+    many.frames.map((frame) => frame.length),
+    [FRAME_MESSAGES_MAX, FRAME_MESSAGES_MAX, 1],
+  );
+});
+
+test('Data goes in order, a piece a frame, up to its cap, and on as the transport takes it', () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  const value = source('a', 10);
+  writer.sendData(value);
+  assert.equal(value.read, PIECES_IN_FLIGHT);
+  assert.deepEqual(
+    sink.frames,
+    ['a1', 'a2', 'a3', 'a4'].map((piece) => [piece]),
+  );
+  sink.take(1);
+  assert.equal(value.read, PIECES_IN_FLIGHT + 1);
+  for (let i = 0; i < 10; i++) sink.take(1);
+  assert.deepEqual(
+    sink.messages,
+    Array.from({ length: 10 }, (_, i) => `a${i + 1}`),
+  );
+});
+
+test('values take turns', () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  // The first one fills what may be in flight; from then on they alternate.
+  writer.sendData(source('a', 8));
+  writer.sendData(source('b', 4));
+  writer.sendData(source('c', 1));
+  while (sink.messages.length < 13) sink.take(1);
+  assert.deepEqual(sink.messages.slice(PIECES_IN_FLIGHT), ['a5', 'b1', 'c1', 'a6', 'b2', 'a7', 'b3', 'a8', 'b4']);
+});
+
+test('small messages pass a large value', async () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  writer.send('before', 10);
+  writer.sendData(source('a', 100));
+  assert.deepEqual(sink.messages, ['before', 'a1', 'a2', 'a3', 'a4']);
+  writer.send('after', 10);
+  await turn();
+  assert.equal(sink.messages.at(-1), 'after');
+  assert.equal(sink.messages.length, 6);
+});
+
+test('no Data after the stream is full, until it drains', async () => {
+  const sink = new Sink();
+  const told: boolean[] = [];
+  const writer = new FrameWriter<string>(sink, encode, (writable) => told.push(writable));
+  sink.writable = false;
+  const value = source('a', 100);
+  writer.sendData(value);
+  assert.equal(value.read, 1);
+  assert.deepEqual(told, [false]);
+  sink.take(1);
+  writer.sendData(source('b', 1));
+  assert.deepEqual(sink.messages, ['a1'], 'only what was written before it was full');
+  // What is small goes all the same, and nobody listens twice.
+  writer.send('small', 10);
+  await turn();
+  assert.deepEqual(sink.messages, ['a1', 'small']);
+  assert.equal(sink.waitingForDrain, 1);
+  sink.drain();
+  assert.deepEqual(told, [false, true]);
+  assert.deepEqual(sink.messages.slice(2), ['a2', 'b1', 'a3', 'a4']);
+});
+
+test('a value that is not wanted any more makes room for the next', () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  let wanted = true;
+  const endless = source('a', 1000);
+  writer.sendData({ next: () => (wanted ? endless.next() : undefined) });
+  writer.sendData(source('b', 2));
+  wanted = false;
+  sink.take(PIECES_IN_FLIGHT);
+  assert.deepEqual(sink.messages.slice(PIECES_IN_FLIGHT), ['b1', 'b2']);
+});
+
+test('nothing leaves after the end', async () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  const value = source('a', 100);
+  writer.sendData(value);
+  writer.send('queued', 10);
+  writer.end();
+  const written = sink.frames.length;
+  writer.send('late', 10);
+  writer.sendData(source('b', 1));
+  writer.flush();
+  sink.take(4);
+  sink.drain();
+  await turn();
+  assert.equal(sink.frames.length, written);
+  assert.equal(value.read, PIECES_IN_FLIGHT);
+});
+
+test('last words are written by a flush before the end', () => {
+  const sink = new Sink();
+  const writer = new FrameWriter<string>(sink, encode);
+  writer.send('goodbye', 10);
+  writer.flush();
+  writer.end();
+  assert.deepEqual(sink.messages, ['goodbye']);
+});
