@@ -31,6 +31,7 @@ export class Deadlines {
   /** Enters a deadline; an entry may have one at a time. */
   add(entry: Expiring, atMs: number): DeadlineTick {
     const tick = Math.ceil(atMs / TICK_MS);
+    if (this.#buckets.size === 0) this.#timer?.ref();
     const bucket = this.#buckets.get(tick);
     if (bucket === undefined) this.#buckets.set(tick, new Set([entry]));
     else bucket.add(entry);

@@ -150,7 +150,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
     this.#endAttempt(this.session);
   }
 
-  protected override progressDetails(): Readonly<Record<string, string>> {
+  protected override progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
     const assembly = this.#assembly;
     if (assembly === undefined) return {};
     return { bytesDone: String(assembly.receivedBytes), bytesTotal: String(assembly.totalBytes) };

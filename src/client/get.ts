@@ -46,7 +46,6 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     let stopOwn = nothing;
     const stopWaiting = pool.allocate(known, (block) => {
       if (block !== undefined) take(new PoolSink(pool, block, receiveMemory, counters));
-      // In a turn of the operation's own: the pool may be serving others in this one.
       else this.guard(() => (stopOwn = this.#makeOwn(dataPlane, known, take)));
     });
     return () => {

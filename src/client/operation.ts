@@ -160,7 +160,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   onDeadline(): void {
     if (this.settled) return;
     const { connection } = this.core;
-    const ms = this.call.timeoutMs;
+    const ms = Math.round(this.call.timeoutMs);
     if (connection.session === undefined) {
       const { lastError } = connection;
       const why = lastError === undefined ? '' : `: ${lastError.message}`;
@@ -171,10 +171,17 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
       );
       return;
     }
+    const details = this.progressDetails();
+    const { bytesDone, bytesTotal } = details;
+    const progress = bytesDone === undefined ? '' : `; ${bytesDone} of ${bytesTotal} bytes had arrived`;
     this.fail(
-      new FabricKvError('ERR_FABRICKV_DEADLINE', `not done within ${ms} ms; last stage: ${this.trace.stage}`, {
-        details: this.progressDetails(),
-      }),
+      new FabricKvError(
+        'ERR_FABRICKV_DEADLINE',
+        `not done within ${ms} ms; last stage: ${this.trace.stage}${progress}`,
+        {
+          details,
+        },
+      ),
     );
   }
 
@@ -217,7 +224,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   }
 
   /** What the error of a passed deadline says of how far it came. */
-  protected progressDetails(): Readonly<Record<string, string>> {
+  protected progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
     return {};
   }
 
@@ -255,7 +262,8 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   /** Sends a first message under the current id. */
   protected begin(session: Session, message: ClientMessage, payloadBytes: number): void {
     this.#idIsSent = true;
-    session.begin(this, { ...message, operationId: this.#operationId }, payloadBytes);
+    message.operationId = this.#operationId;
+    session.begin(this, this.#operationId, message, payloadBytes);
   }
 
   /** The server has said its last word on the current request. */

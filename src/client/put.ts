@@ -107,7 +107,7 @@ export class PutOperation extends Operation<PutInfo> {
     return this.#attempts.outcome;
   }
 
-  protected override progressDetails(): Readonly<Record<string, string>> {
+  protected override progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
     return { bytesDone: String(this.#bytesMoved), bytesTotal: String(this.#source.length) };
   }
 

@@ -55,6 +55,9 @@ export interface SessionEvents {
 /** Sinks in quarantine whose Quiesced has not come; past it the session is ended, which is another proof. */
 const QUIESCING_MAX = 4096;
 
+/** A server that has not answered a cancellation after this long does not work; the session is ended, which is another proof. */
+const QUIESCED_TIMEOUT_MS = 10_000;
+
 /** What a message takes beside its key and value, about: tags, lengths, numbers. */
 const MESSAGE_OVERHEAD_BYTES = 64;
 
@@ -86,12 +89,13 @@ export class Session {
   readonly #events: SessionEvents;
   readonly #logger: Logger;
   readonly #handlers = new Map<number, SessionHandler>();
-  readonly #quiescing = new Map<number, () => void>();
+  readonly #quiescing = new Map<number, { readonly onQuiet: () => void; readonly sinceMs: number }>();
   /** What may be done once it is proved that the server writes no more. */
   #whenProved: (() => void)[] = [];
   #proved: boolean | undefined;
   #greeting: ServerGreeting | undefined;
   #byeTimer: NodeJS.Timeout | undefined;
+  #quiescedTimer: NodeJS.Timeout | undefined;
   #streamEnded = false;
   #onStreamEnd: (() => void) | undefined;
 
@@ -124,11 +128,12 @@ export class Session {
   }
 
   /** Sends the first message of an operation, whose answers go to the handler. */
-  begin(handler: SessionHandler, message: ClientMessage & { operationId: number }, payloadBytes: number): void {
-    if (this.state !== 'open')
+  begin(handler: SessionHandler, operationId: number, message: ClientMessage, payloadBytes: number): void {
+    if (this.state !== 'open') {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', `begin in a session that is ${this.state}`);
-    this.#handlers.set(message.operationId, handler);
-    this.#writer.send(message, payloadBytes + MESSAGE_OVERHEAD_BYTES);
+    }
+    this.#handlers.set(operationId, handler);
+    this.send(message, payloadBytes);
   }
 
   /** Sends a further message. Does nothing when the session is over. */
@@ -158,10 +163,9 @@ export class Session {
   /** Calls back when Quiesced has come for the operation, or the session is over and its quiescence proved. */
   awaitQuiesced(operationId: number, onQuiet: () => void): void {
     if (this.state !== 'ended') {
-      this.#quiescing.set(operationId, onQuiet);
-      if (this.#quiescing.size > QUIESCING_MAX) {
-        this.end(new FabricKvError('ERR_FABRICKV_CONNECTION_LOST', `${QUIESCING_MAX} cancellations were not answered`));
-      }
+      this.#quiescing.set(operationId, { onQuiet, sinceMs: performance.now() });
+      this.#quiescedTimer ??= setTimeout(() => this.#checkQuiescing(), QUIESCED_TIMEOUT_MS);
+      if (this.#quiescing.size > QUIESCING_MAX) this.#endUnquiesced(`${QUIESCING_MAX} cancellations`);
     } else if (this.#proved === true) onQuiet();
     else this.#whenProved.push(onQuiet);
   }
@@ -262,9 +266,9 @@ export class Session {
         if (message.data) this.#handlers.get(operationId)?.onData(message.data);
         break;
       case 'quiesced': {
-        const onQuiet = this.#quiescing.get(operationId);
+        const quiescing = this.#quiescing.get(operationId);
         this.#quiescing.delete(operationId);
-        onQuiet?.();
+        quiescing?.onQuiet();
         break;
       }
       case 'welcome':
@@ -293,13 +297,27 @@ export class Session {
     if (this.#greeting === undefined) throw outOfTurn(message.body ?? 'an empty message');
   }
 
+  #checkQuiescing(): void {
+    this.#quiescedTimer = undefined;
+    const [oldest] = this.#quiescing.values();
+    if (oldest === undefined) return;
+    const leftMs = oldest.sinceMs + QUIESCED_TIMEOUT_MS - performance.now();
+    if (leftMs <= 1) this.#endUnquiesced('a cancellation');
+    else this.#quiescedTimer = setTimeout(() => this.#checkQuiescing(), leftMs);
+  }
+
+  #endUnquiesced(what: string): void {
+    this.end(new FabricKvError('ERR_FABRICKV_CONNECTION_LOST', `the server did not answer ${what}`));
+  }
+
   #onStatus(status: StatusObject): void {
     this.#streamEnded = true;
     clearTimeout(this.#byeTimer);
     const said = errorInside(status);
+    const what = this.state === 'greeting' ? 'no session' : 'the session has ended';
     const lost = new FabricKvError(
       'ERR_FABRICKV_CONNECTION_LOST',
-      `the session has ended: ${status.details || 'the server ended it'}`,
+      `${what}: ${status.details || 'the server ended it'}`,
     );
     this.#finishSession(said ?? lost, status);
     this.#client.close();
@@ -310,7 +328,8 @@ export class Session {
     if (this.state === 'ended') return;
     this.#machine.to('ended');
     this.#writer.end();
-    for (const onQuiet of this.#quiescing.values()) this.#whenProved.push(onQuiet);
+    clearTimeout(this.#quiescedTimer);
+    for (const { onQuiet } of this.#quiescing.values()) this.#whenProved.push(onQuiet);
     this.#quiescing.clear();
     const handlers = [...this.#handlers.values()];
     this.#handlers.clear();
