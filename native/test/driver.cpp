@@ -14,12 +14,12 @@ const fabric::Libfabric& library() {
   return *loaded;
 }
 
-Driver::Driver(fabric::RailOptions options) {
+Driver::Driver(fabric::RailOptions options, const fabric::Libfabric& with) {
   if (options.query.provider.empty()) options.query.provider = "tcp;ofi_rxm";
   options.query.source_address = "127.0.0.1";
   fabric::Error error;
   rail_ = fabric::Rail::open(
-      library(), options,
+      with, options,
       [this] {
         const std::scoped_lock lock(mutex_);
         wake_ = true;

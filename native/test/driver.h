@@ -16,11 +16,14 @@ using namespace std::chrono_literals;
 // Nothing here takes a fraction of it; reaching it is a failure.
 constexpr auto kDeadline = 20s;
 
+// Loaded on first use.
+const fabric::Libfabric& library();
+
 // A rail with a blocking face: what the JS thread does, for tests.
 class Driver {
  public:
   // tcp;ofi_rxm on 127.0.0.1. Ends the process when it cannot be opened.
-  explicit Driver(fabric::RailOptions options = {});
+  explicit Driver(fabric::RailOptions options = {}, const fabric::Libfabric& with = library());
   ~Driver();
 
   fabric::Rail& rail() { return *rail_; }
@@ -54,7 +57,5 @@ class Driver {
 std::shared_ptr<memory::Mapping> map(size_t size_bytes);
 // Fills with a pattern that depends on the seed.
 void fill(memory::Mapping& mapping, uint32_t seed);
-
-const fabric::Libfabric& library();
 
 }  // namespace fabrickv::test

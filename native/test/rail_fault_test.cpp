@@ -2,8 +2,12 @@
 
 #include <dirent.h>
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <csignal>
+#include <string>
 
 #include "check.h"
 #include "driver.h"
@@ -18,12 +22,31 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-size_t count_entries(const char* directory) {
-  DIR* listing = opendir(directory);
-  size_t count = 0;
-  while (readdir(listing) != nullptr) count++;
+// The names in a directory, each with what it links to.
+std::string list_entries(const std::string& directory) {
+  DIR* listing = opendir(directory.c_str());
+  std::string entries;
+  while (const dirent* entry = readdir(listing)) {
+    std::array<char, 256> target{};
+    [[maybe_unused]] const ssize_t length =
+        readlink((directory + "/" + entry->d_name).c_str(), target.data(), target.size() - 1);
+    entries += std::string(entry->d_name) + " " + target.data() + "\n";
+  }
   closedir(listing);
-  return count;
+  return entries;
+}
+
+size_t count_entries(const char* directory) {
+  const std::string entries = list_entries(directory);
+  return static_cast<size_t>(std::count(entries.begin(), entries.end(), '\n'));
+}
+
+template <typename Condition>
+void wait_until(Condition condition) {
+  const auto deadline = std::chrono::steady_clock::now() + kDeadline;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() >= deadline) fail(__FILE__, __LINE__, "waited in vain");
+  }
 }
 
 struct Writer {
@@ -41,9 +64,8 @@ struct Writer {
   // Starts a write and returns when some of it has arrived and some has not.
   uint64_t start_and_reach_the_middle() {
     const uint64_t transfer = start();
-    while (driver.rail().bytes_completed(transfer) < source->size_bytes() / 16) {
-      if (driver.settled(transfer)) fail(__FILE__, __LINE__, "it was over before its middle");
-    }
+    wait_until([&] { return driver.rail().bytes_completed(transfer) >= source->size_bytes() / 16; });
+    if (driver.settled(transfer)) fail(__FILE__, __LINE__, "it was over before its middle");
     return transfer;
   }
 
@@ -90,7 +112,7 @@ TEST(a_frozen_peer_is_cancelled_and_removed_without_its_help) {
   uint64_t done = 0;
   do {
     done = rail.bytes_completed(transfer);
-    usleep(100'000);
+    usleep(300'000);
   } while (rail.bytes_completed(transfer) != done);
   CHECK(rail.chunks_in_flight(transfer) > 0);
   CHECK(rail.cancel(transfer));
@@ -172,6 +194,18 @@ TEST(a_peer_that_nobody_answers_for_can_be_cancelled_and_removed) {
   const auto token = driver.rail().remove_peer(peer, refused);
   CHECK(driver.wait(*token).error == nullptr);
   CHECK(driver.wait_transfer(second) != nullptr);
+
+  // A write that the provider has put off is not in flight: closing settles it once.
+  const uint64_t again = driver.add_peer(address);
+  const uint64_t again_remote = driver.add_remote(again, 0, key, kMiB);
+  const uint64_t third = driver.start_write(again, {{source, 0, again_remote, 0, kMiB}});
+  const uint64_t tries = driver.rail().counters().eagain.load();
+  wait_until([&] { return driver.rail().counters().eagain.load() > tries; });
+  driver.rail().close();
+  CHECK_EQUAL(driver.wait_transfer(third)->code, ErrorCode::kRailClosed);
+  CHECK(driver.rail().join(5s));
+  wait_until([&] { return driver.settled(third) || driver.rail().closed(); });
+  CHECK_EQUAL(driver.rail().pending(), 0u);
 }
 
 TEST(closing_settles_everything_that_is_pending) {
@@ -196,7 +230,7 @@ TEST(closing_settles_everything_that_is_pending) {
   writer.driver.wait(*region);
   writer.driver.wait(*removal);
   CHECK(rail.join(5s));
-  while (!rail.closed()) writer.driver.settled(0);
+  wait_until([&] { return writer.driver.settled(0) || rail.closed(); });
   CHECK_EQUAL(rail.pending(), 0u);
   CHECK_EQUAL(rail.counters().close_failures.load(), 0u);
   CHECK_EQUAL(rail.counters().regions_open.load(), 0u);
@@ -217,6 +251,43 @@ TEST(closing_over_a_frozen_peer_is_bounded) {
     return writer.source;
   }();
   CHECK_EQUAL(source.use_count(), 1);
+}
+
+TEST(where_removal_does_not_flush_it_waits_and_says_so) {
+  // As on a provider without revocable connections: the library is made to say that it is one.
+  fabric::Libfabric other = library();
+  other.removal_flushes = false;
+  PeerProcess target(64 * kMiB);
+  Driver driver({}, other);
+  CHECK_EQUAL(driver.info().quiescence, fabric::Quiescence::kCloseEndpoint);
+  const auto source = map(64 * kMiB);
+  target.insert_peer(driver.info().address);
+  const uint64_t peer = driver.add_peer(target.address());
+  const uint64_t remote = driver.add_remote(peer, target.remote_address(), target.key(), 64 * kMiB);
+  const std::vector<fabric::WritePiece> pieces = {{source, 0, remote, 0, 64 * kMiB}};
+  CHECK(driver.wait_transfer(driver.start_write(peer, pieces)) == nullptr);
+
+  // A healthy peer: what is in flight completes first.
+  const uint64_t healthy = driver.add_peer(target.address());
+  fabric::Error error;
+  const auto removed = driver.rail().remove_peer(healthy, error);
+  CHECK(driver.wait(*removed).error == nullptr);
+  CHECK(driver.wait_transfer(driver.start_write(peer, pieces)) == nullptr);
+
+  target.kill(SIGSTOP);
+  const uint64_t stuck = driver.start_write(peer, pieces);
+  wait_until([&] { return driver.rail().chunks_in_flight(stuck) > 0; });
+  const auto token = driver.rail().remove_peer(peer, error);
+  const auto outcome = driver.wait(*token);
+  CHECK(outcome.error != nullptr);
+  CHECK_EQUAL(outcome.error->error_number, FI_ETIMEDOUT);
+  // Its source stays held until the endpoint is closed over it.
+  CHECK(!driver.settled(stuck));
+  CHECK(source.use_count() > 2);
+  driver.rail().close();
+  CHECK(driver.wait_transfer(stuck) != nullptr);
+  CHECK(driver.rail().join(5s));
+  CHECK_EQUAL(driver.rail().counters().close_failures.load(), 0u);
 }
 
 TEST(a_rail_can_be_closed_at_any_stage) {
@@ -277,7 +348,7 @@ TEST(a_hundred_rails_leave_no_descriptor_and_no_thread) {
   const size_t descriptors = count_entries("/proc/self/fd");
   const size_t threads = count_entries("/proc/self/task");
   for (int i = 0; i < 100; i++) use_one();
-  CHECK_EQUAL(count_entries("/proc/self/fd"), descriptors);
+  if (count_entries("/proc/self/fd") != descriptors) fail(__FILE__, __LINE__, list_entries("/proc/self/fd"));
   CHECK_EQUAL(count_entries("/proc/self/task"), threads);
   CHECK_EQUAL(mapping.use_count(), 1);
 }

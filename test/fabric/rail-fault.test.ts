@@ -32,12 +32,15 @@ test('a frozen peer: cancel stops posting, removePeer ends what is in flight', a
   const { transfer, done } = await reachTheMiddle(pair, 256 * MIB);
   pair.target.child.kill('SIGSTOP');
   let bytes = -1;
+  let since = Date.now();
+  // What the sockets hold drains away, and on a busy machine not at once.
   await until('nothing moves any more', () => {
     const now = pair.rail.bytesCompleted(transfer);
-    const still = now === bytes && pair.rail.chunksInFlight(transfer) > 0;
+    if (now !== bytes) since = Date.now();
     bytes = now;
-    return still;
+    return Date.now() - since > 300;
   });
+  assert.ok(pair.rail.chunksInFlight(transfer) > 0);
   let settled = false;
   done.catch(() => {
     settled = true;

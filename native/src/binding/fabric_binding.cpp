@@ -181,8 +181,11 @@ napi_value rail_write(napi_env env, napi_callback_info info) {
   const std::span<const double> fields = arguments.doubles(2);
   // Keeps its capacity, so that a write allocates nothing once it is warm. The JS thread of one environment uses it.
   static thread_local std::vector<fabric::WritePiece> pieces;
+  if (fields.size() % kFieldsPerPiece != 0) {
+    return make_details(env, {"INVALID_ARGUMENT", "write", "packed segments are five numbers each"});
+  }
   fabric::Error error;
-  for (size_t at = 0; at + kFieldsPerPiece <= fields.size(); at += kFieldsPerPiece) {
+  for (size_t at = 0; at < fields.size(); at += kFieldsPerPiece) {
     const auto mapping = environment.mappings.find(to_count(fields[at]));
     if (mapping == environment.mappings.end()) {
       pieces.clear();

@@ -10,8 +10,9 @@ using Clock = std::chrono::steady_clock;
 
 // Commands and transfers of one rail that have not been settled; past it, BUSY.
 constexpr size_t kPendingMax = 8192;
-// A transfer can be cancelled once, and a cancel is not counted as pending.
-constexpr size_t kCommandRing = 2 * kPendingMax;
+// A transfer can be cancelled once, and a cancel is not counted as pending; those of transfers that have settled
+// meanwhile may still be in the ring.
+constexpr size_t kCommandRing = 4 * kPendingMax;
 // Everything pending settles once; the two extra ones are "opened" and "failed". A power of two.
 constexpr size_t kCompletionRing = 2 * kPendingMax;
 // Transfer ids are slot + generation * this; TRANSFER_SLOTS of src/fabric/rail.ts is the same number.

@@ -101,7 +101,8 @@ bool Rail::may_start(const char* call, Error& error) const {
     refuse(error, ErrorCode::kRailClosed, call, failed_ ? "the rail has failed" : "the rail is closed");
     return false;
   }
-  if (pending_ >= kPendingMax) {
+  // The ring has room for all that can be pending, but cancels of what has settled meanwhile may still be in it.
+  if (pending_ >= kPendingMax || !shared_->commands.has_room()) {
     refuse(error, ErrorCode::kBusy, call, std::to_string(kPendingMax) + " commands and transfers are pending");
     return false;
   }
@@ -128,7 +129,7 @@ int64_t Rail::send(CommandKind kind, void* object) {
   const bool has_token = kind != CommandKind::kWrite && kind != CommandKind::kCancel;
   if (has_token) command.token = next_token_--;
   if (kind != CommandKind::kCancel) pending_++;
-  // The ring holds all that can be pending, and one cancel for each.
+  // The callers have made sure that there is room.
   if (!shared_->commands.push(command)) std::abort();
   notify();
   return command.token;

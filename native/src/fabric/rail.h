@@ -74,6 +74,7 @@ class Rail {
 
   // Answered by kTransfer: the id of the transfer.
   std::optional<uint64_t> write(uint64_t peer, std::span<const WritePiece> pieces, Error& error);
+  // False when there is nothing to cancel, or no room in the ring just now.
   bool cancel(uint64_t transfer);
   // 0 for a transfer that has settled.
   uint64_t bytes_completed(uint64_t transfer) const;

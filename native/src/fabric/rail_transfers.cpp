@@ -134,7 +134,9 @@ Transfer* Rail::find_transfer(uint64_t id) const {
 
 bool Rail::cancel(uint64_t id) {
   Transfer* transfer = find_transfer(id);
-  if (transfer == nullptr || transfer->cancel_sent || closed_) return false;
+  if (transfer == nullptr || transfer->cancel_sent) return false;
+  // A rail that is closing cancels everything by itself. A full ring is being emptied: the caller may ask again.
+  if (closing_ || failed_ || closed_ || !shared_->commands.has_room()) return false;
   transfer->cancel_sent = true;
   send(CommandKind::kCancel, transfer);
   return true;

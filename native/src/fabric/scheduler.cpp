@@ -10,7 +10,6 @@ namespace {
 
 constexpr size_t kPollBatch = 64;
 
-// The limit on the wire is max_msg_size; a chunk of the size of a huge page keeps the segments aligned.
 uint64_t chunk_limit(const RailInfo& info, const RailOptions& options) {
   return std::max<uint64_t>(1, std::min<uint64_t>(options.chunk_bytes, info.max_message_bytes));
 }
@@ -38,9 +37,7 @@ void Scheduler::start(Transfer& transfer) {
   transfer.peer->transfers.push_back(&transfer);
   for (Region* region : transfer.regions) region->users++;
   bump(shared_.counters.transfers_active);
-  if (transfer.peer->removing) {
-    stop(transfer, make_error("removePeer", FI_ECANCELED));
-  } else if (transfer.exhausted()) {
+  if (transfer.exhausted()) {
     settle_if_done(transfer);
   } else {
     enqueue(transfer);
@@ -116,7 +113,6 @@ bool Scheduler::post() {
 Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
   const Segment& segment = transfer.segments[transfer.segment];
   Operation& operation = *free_operations_.back();
-  operation.transfer = &transfer;
   operation.connection = transfer.peer->connection;
   operation.length = std::min(chunk_bytes_, segment.length - transfer.segment_offset);
 
@@ -145,6 +141,8 @@ Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
     note_failure(*transfer.peer, transfer.peer->connection);
     return Posted::kFailed;
   }
+  // Only what is in flight has a transfer.
+  operation.transfer = &transfer;
   free_operations_.pop_back();
   operations_in_flight_++;
   transfer.peer->operations_in_flight++;

@@ -14,13 +14,17 @@ class SpscRing {
   // `capacity` must be a power of two.
   explicit SpscRing(size_t capacity) : slots_(capacity), mask_(capacity - 1) {}
 
+  // Producer. Whether the next push will succeed.
+  bool has_room() {
+    const size_t tail = tail_.load(std::memory_order_relaxed);
+    if (tail - cached_head_ == slots_.size()) cached_head_ = head_.load(std::memory_order_acquire);
+    return tail - cached_head_ < slots_.size();
+  }
+
   // Producer. False when it is full.
   bool push(const T& value) {
+    if (!has_room()) return false;
     const size_t tail = tail_.load(std::memory_order_relaxed);
-    if (tail - cached_head_ == slots_.size()) {
-      cached_head_ = head_.load(std::memory_order_acquire);
-      if (tail - cached_head_ == slots_.size()) return false;
-    }
     slots_[tail & mask_] = value;
     tail_.store(tail + 1, std::memory_order_release);
     return true;
