@@ -33,8 +33,19 @@ usage() {
 log_directory=${XDG_RUNTIME_DIR:-/tmp}/fabrickv-debug-$UID
 server_log=${FABRICKV_SERVER_LOG:-$log_directory/server-$port.log}
 
+own_log=false
+server_pid=
+
+clean_up() {
+  [[ -z $server_pid ]] || kill -KILL "$server_pid" 2>/dev/null || true
+  if $own_log; then
+    rm -f "$server_log"
+    rmdir "$log_directory" 2>/dev/null || true
+  fi
+}
+
 run_server() {
-  local own_log=false server_pid='' status=0
+  local status=0 show_pid
   if [[ -z ${FABRICKV_SERVER_LOG:-} ]]; then
     [[ -d $log_directory ]] || mkdir -m 0700 "$log_directory"
     [[ -O $log_directory && ! -L $log_directory ]] || {
@@ -43,27 +54,17 @@ run_server() {
     }
     own_log=true
   fi
+  trap clean_up EXIT
   : >"$server_log"
 
-  # Called by the trap.
-  # shellcheck disable=SC2317
-  clean_up() {
-    [[ -z $server_pid ]] || kill -KILL "$server_pid" 2>/dev/null || true
-    if $own_log; then
-      rm -f "$server_log"
-      rmdir "$log_directory" 2>/dev/null || true
-    fi
-  }
-  trap clean_up EXIT
-
-  # What shows the log outlives the server by its last words.
-  exec 3> >(exec node "$root/dist/src/cli/rdma-debug-main.js" show "$server_log")
-  local show_pid=$!
-  "$root/scripts/run-with-rdma.sh" node "$root/bin/kv-server.js" --listen-addr "0.0.0.0:$port" \
+  # Both in sessions of their own: Ctrl-C is for this script, which asks the server to stop and shows its last words.
+  exec 3> >(exec setsid node "$root/dist/src/cli/rdma-debug-main.js" show "$server_log")
+  show_pid=$!
+  setsid "$root/scripts/run-with-rdma.sh" node "$root/bin/kv-server.js" --listen-addr "0.0.0.0:$port" \
     --log-level debug --log-format json 2>&3 3>&- &
   server_pid=$!
   exec 3>&-
-  trap 'kill -TERM "$server_pid" 2>/dev/null || true' INT TERM
+  trap 'kill -TERM "$server_pid" 2>/dev/null || true' INT TERM HUP
   # A signal ends the first wait; the server's own end is what counts.
   while kill -0 "$server_pid" 2>/dev/null; do
     status=0

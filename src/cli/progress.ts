@@ -22,7 +22,7 @@ export async function createProgress(label: string, { stderr }: CommandIo): Prom
   if (stderr.isTTY !== true) return { onProgress: () => undefined, end: () => undefined };
   const { SingleBar: Bar } = await import('cli-progress');
   let bar: SingleBar | undefined;
-  let startedAtMs = 0;
+  const startedAtMs = performance.now();
   return {
     onProgress: (bytesDone, bytesTotal) => {
       if (bytesTotal < SHOWN_FROM_BYTES) return;
@@ -36,7 +36,6 @@ export async function createProgress(label: string, { stderr }: CommandIo): Prom
           gracefulExit: false,
         });
         bar.start(bytesTotal, 0, { done: formatSize(0), all: formatSize(bytesTotal), rate: '' });
-        startedAtMs = performance.now();
       }
       const seconds = (performance.now() - startedAtMs) / 1000;
       bar.update(bytesDone, {

@@ -141,7 +141,7 @@ async function show(path: string | undefined, io: CommandIo): Promise<number> {
       await writeAll(io.stdout, `${record.time} ${record.requestId} ${stageLine('server', record)}\n`);
     else {
       const { level = '', time = '', msg = '', pid: _pid, hostname: _hostname, name: _name, ...fields } = record;
-      await writeAll(io.stdout, `${time} ${level.toUpperCase()} ${msg} ${JSON.stringify(fields)}\n`);
+      await writeAll(io.stdout, `${time} ${String(level).toUpperCase()} ${msg} ${JSON.stringify(fields)}\n`);
     }
   }
   copy?.end();

@@ -108,7 +108,7 @@ export async function runTask(
       redactKeys: values['redact-keys'],
     }),
   );
-  const leftMs = Math.max(1, values.timeout - (performance.now() - startedAtMs));
+  const leftMs = Math.max(1, Math.round(values.timeout - (performance.now() - startedAtMs)));
   try {
     const result = await prepared.run({
       client,

@@ -30,6 +30,8 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
   /** Whether the server has a request of this operation. */
   #asked = false;
   #attempt = 0;
+  /** Quiesced is still to come for the operation's id. */
+  #isQuiescing = false;
   #stopAcquiring: (() => void) | undefined;
   #assembly: Assembly | undefined;
 
@@ -166,7 +168,8 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
   }
 
   #send(session: Session, sink: S | undefined, inlineMax: number): void {
-    this.renewOperationId();
+    if (this.#isQuiescing) this.renewOperationId();
+    this.#isQuiescing = false;
     this.#sink = sink;
     this.#assembly = undefined;
     if (sink !== undefined) {
@@ -257,6 +260,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
 
   /** Holds the sink until the server's Quiesced for the current request, or the proof at the session's end. */
   #quarantine(sink: S, session: Session): void {
+    this.#isQuiescing = true;
     sink.quarantine();
     this.trace.mark('get.quarantined', { sinkBytes: sink.length });
     session.awaitQuiesced(this.operationId, () => sink.free());

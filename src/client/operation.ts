@@ -65,7 +65,6 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   readonly #deadlineAtMs: number;
   readonly #deadlineTick: DeadlineTick;
   #operationId: number;
-  #idIsSent = false;
   #resolve: (value: T) => void = unset;
   #reject: (error: FabricKvError) => void = unset;
   #onAbort: (() => void) | undefined;
@@ -241,16 +240,13 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     return this.#machine.state === 'settled';
   }
 
-  /** The id of the current attempt. */
+  /** The same for every request of the operation, so that both sides' logs tell one story. */
   protected get operationId(): number {
     return this.#operationId;
   }
 
-  /** Reads take a new id for each request, so that a late answer to an earlier one cannot be mistaken. */
+  /** Takes a new id: the server may still have something to say about the old one. */
   protected renewOperationId(): void {
-    // The first request goes out under the id that its first stage was logged under.
-    if (!this.#idIsSent) return;
-    this.#idIsSent = false;
     this.#operationId = this.core.nextOperationId();
   }
 
@@ -261,7 +257,6 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** Sends a first message under the current id. */
   protected begin(session: Session, message: ClientMessage, payloadBytes: number): void {
-    this.#idIsSent = true;
     message.operationId = this.#operationId;
     session.begin(this, this.#operationId, message, payloadBytes);
   }

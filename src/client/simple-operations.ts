@@ -72,14 +72,6 @@ abstract class SimpleOperation<T> extends Operation<T> {
   }
 }
 
-/** An operation without side effects: it may be asked again under a new id. */
-abstract class ReadOperation<T> extends SimpleOperation<T> {
-  protected override attempt(session: Session): void {
-    this.renewOperationId();
-    super.attempt(session);
-  }
-}
-
 /** `client.delete`. */
 export class DeleteOperation extends SimpleOperation<boolean> {
   readonly #attempts = new MutationAttempts();
@@ -116,7 +108,7 @@ export class DeleteOperation extends SimpleOperation<boolean> {
 }
 
 /** `client.exists`. */
-export class ExistsOperation extends ReadOperation<boolean> {
+export class ExistsOperation extends SimpleOperation<boolean> {
   constructor(core: ClientCore, key: Buffer, call: CallSettings) {
     super(core, 'exists', key, call);
   }
@@ -132,7 +124,7 @@ export class ExistsOperation extends ReadOperation<boolean> {
 }
 
 /** `client.stat`. */
-export class StatOperation extends ReadOperation<ValueStat | undefined> {
+export class StatOperation extends SimpleOperation<ValueStat | undefined> {
   constructor(core: ClientCore, key: Buffer, call: CallSettings) {
     super(core, 'stat', key, call);
   }
@@ -154,7 +146,7 @@ export class StatOperation extends ReadOperation<ValueStat | undefined> {
 }
 
 /** `client.ping`. */
-export class PingOperation extends ReadOperation<PingInfo> {
+export class PingOperation extends SimpleOperation<PingInfo> {
   constructor(core: ClientCore, call: CallSettings) {
     super(core, 'ping', undefined, call);
   }

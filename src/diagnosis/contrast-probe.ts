@@ -87,11 +87,10 @@ export async function runContrastProbe(options: ContrastProbeOptions): Promise<C
   });
   if (client === undefined) return { observations, facts: { serverAddr: options.serverAddr } };
   try {
-    await probe(client, options, observe);
+    await probe(client, options, observe, () => recorder.end());
     const { provider, inlineOnlyReason } = client.connection;
     return { observations, facts: { serverAddr: options.serverAddr, provider, inlineOnlyReason } };
   } finally {
-    recorder.end();
     await Promise.race([client.close(), sleep(CLEAN_UP_TIMEOUT_MS)]);
   }
 }
@@ -100,6 +99,7 @@ async function probe(
   client: KvClient,
   { smallBytes, largeBytes, stepTimeoutMs, signal }: ContrastProbeOptions,
   observe: (step: ProbeStep, action: () => ReturnType<Action>) => Promise<boolean>,
+  onDone: () => void,
 ): Promise<void> {
   const id = randomBytes(6).toString('hex');
   const smallKey = `fabrickv-debug/${id}/small`;
@@ -127,6 +127,7 @@ async function probe(
     await observe('get-rdma', () => getLarge(byRdma));
     await observe('get-inline', () => getLarge(inline));
   } finally {
+    onDone();
     const settled = Promise.allSettled(
       [smallKey, largeKey].map((key) => client.delete(key, { timeoutMs: CLEAN_UP_TIMEOUT_MS })),
     );
@@ -147,6 +148,7 @@ class StageRecorder {
   /** Stages of the server whose request the client has not named yet. */
   private unclaimed: StageRecord[] = [];
   private readonly timer: NodeJS.Timeout | undefined;
+  private isOver = false;
 
   constructor(private readonly options: ContrastProbeOptions) {
     this.logger = pino({ level: 'debug' }, { write: (line) => this.onClientLine(line) });
@@ -180,12 +182,14 @@ class StageRecorder {
     } while (performance.now() < until && this.requestIds.size > 0);
   }
 
+  /** What comes after is cleaning up, which nobody wants to see. */
   end(): void {
+    this.isOver = true;
     clearInterval(this.timer);
   }
 
   private onClientLine(line: string): void {
-    const record = parseRecord(line);
+    const record = this.isOver ? undefined : parseRecord(line);
     if (record === undefined || !isStage(record)) return;
     this.requestIds.add(record.requestId);
     this.clientStages.push(record.stage);

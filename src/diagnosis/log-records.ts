@@ -5,8 +5,9 @@
 import { z } from 'zod';
 
 const schema = z.looseObject({
-  level: z.string().optional(),
-  time: z.string().optional(),
+  /** A name in the commands' logs, a number in pino's own. */
+  level: z.union([z.string(), z.number()]).optional(),
+  time: z.union([z.string(), z.number()]).optional(),
   msg: z.string().optional(),
   requestId: z.string().optional(),
   op: z.string().optional(),

@@ -52,12 +52,8 @@ export class KvServer {
   private stopped: Promise<void> | undefined;
 
   private constructor(
-    private readonly context: ServerContext,
-    private readonly sessions: Sessions,
+    private readonly serving: Serving,
     private readonly listener: Listener,
-    private readonly grpc: Server,
-    private readonly injector: ConnectionInjector,
-    private readonly health: HealthImplementation,
     /** Source addresses of the data plane. */
     readonly fabricAddrs: readonly string[],
   ) {}
@@ -70,12 +66,31 @@ export class KvServer {
    */
   static async start(options: KvServerOptions): Promise<KvServer> {
     const { logger } = options;
-    const listener = await listen(parseControlAddress(options.listenAddr));
+    const address = parseControlAddress(options.listenAddr);
+    // A port in use is told at once, not after the seconds that mapping the arena takes. Until that is done nobody is
+    // accepted: a client that is refused knows more than one that waits.
+    await (await listen(address)).close();
+    const host = await hostAddress(address);
+    const fabricAddrs = await fabricAddresses(host, options);
+    const counters = new ServerCounters();
+    const dataPlane = await ServerDataPlane.open({
+      memoryBytes: options.memoryBytes,
+      choice: options.provider,
+      sourceAddresses: fabricAddrs,
+      environment: options.fabricOptions ?? {},
+      counters,
+      logger,
+    });
+    let listener: Listener | undefined;
     try {
-      return await startOn(listener, options, (...parts) => new KvServer(...parts));
+      listener = await listen(address);
+      const advertiseAddr = await advertisedAddress(listener.address, host, fabricAddrs, options);
+      const server = serve(listener, dataPlane, counters, advertiseAddr, options);
+      logStart(logger, listener, dataPlane, options, { advertiseAddr, fabricAddrs, host });
+      return new KvServer(server, listener, fabricAddrs);
     } catch (error) {
-      await listener.close();
-      logger.debug({ err: error }, 'Start failed');
+      await listener?.close();
+      await dataPlane.close();
       throw error;
     }
   }
@@ -87,12 +102,12 @@ export class KvServer {
 
   /** The gRPC address that clients are told. */
   get advertiseAddr(): string {
-    return this.context.advertiseAddr;
+    return this.serving.context.advertiseAddr;
   }
 
   /** Counters and gauges by name; docs/operations.md describes each. */
   counters(): Record<string, number> {
-    return this.context.report();
+    return this.serving.context.report();
   }
 
   /**
@@ -105,54 +120,45 @@ export class KvServer {
   }
 
   private async stopNow(): Promise<void> {
-    const { context } = this;
+    const { context, sessions, grpc, injector, health } = this.serving;
     context.logger.info('Stopping');
     context.stopping = new FabricKvError('ERR_FABRICKV_SHUTTING_DOWN', undefined, { outcome: 'not-applied' });
-    this.health.setStatus('', 'NOT_SERVING');
-    this.health.setStatus(HEALTH_SERVICE_NAME, 'NOT_SERVING');
+    health.setStatus('', 'NOT_SERVING');
+    health.setStatus(HEALTH_SERVICE_NAME, 'NOT_SERVING');
     const closed = this.listener.close();
-    await this.sessions.drain(context.settings.drainMs);
-    this.injector.drain(SHUTDOWN_GRACE_MS);
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(() => {
-        this.grpc.forceShutdown();
-        resolve();
-      }, SHUTDOWN_GRACE_MS);
-      this.grpc.tryShutdown(() => {
-        clearTimeout(timer);
-        resolve();
-      });
-    });
-    this.injector.destroy();
-    this.listener.cut();
+    await sessions.drain(context.settings.drainMs);
+    // Every connection hears GOAWAY and closes with its last call. (tryShutdown does not wait for those that close already.)
+    injector.drain(SHUTDOWN_GRACE_MS);
+    const timer = setTimeout(() => this.listener.cut(), SHUTDOWN_GRACE_MS);
     await closed;
+    clearTimeout(timer);
+    injector.destroy();
+    grpc.forceShutdown();
     await context.dataPlane.close();
     context.logger.info('Stopped');
   }
 }
 
-type Construct = (
-  ...parts: [ServerContext, Sessions, Listener, Server, ConnectionInjector, HealthImplementation, readonly string[]]
-) => KvServer;
+/** What answers on the listening socket. */
+interface Serving {
+  readonly context: ServerContext;
+  readonly sessions: Sessions;
+  readonly grpc: Server;
+  readonly injector: ConnectionInjector;
+  readonly health: HealthImplementation;
+}
 
-async function startOn(listener: Listener, options: KvServerOptions, construct: Construct): Promise<KvServer> {
+function serve(
+  listener: Listener,
+  dataPlane: ServerDataPlane,
+  counters: ServerCounters,
+  advertiseAddr: string,
+  options: KvServerOptions,
+): Serving {
   const { logger } = options;
-  const host = await hostAddress(listener.address);
-  const fabricAddrs = await fabricAddresses(host, options);
-  const advertiseAddr = await advertisedAddress(listener.address, host, fabricAddrs, options);
-  const counters = new ServerCounters();
-  const dataPlane = await ServerDataPlane.open({
-    memoryBytes: options.memoryBytes,
-    choice: options.provider,
-    sourceAddresses: fabricAddrs,
-    environment: options.fabricOptions ?? {},
-    counters,
-    logger,
-  });
-  const store = new Store(new Arena(dataPlane.memory, EXTENT_BYTES_MAX));
   const context: ServerContext = {
     settings: settingsOf(options),
-    store,
+    store: new Store(new Arena(dataPlane.memory, EXTENT_BYTES_MAX)),
     dataPlane,
     history: new MutationHistory(),
     counters,
@@ -179,8 +185,7 @@ async function startOn(listener: Listener, options: KvServerOptions, construct: 
     // Connections come and go; what breaks one is seen by its sessions.
     onError: (error) => logger.debug({ err: error }, 'A connection broke'),
   });
-  logStart(logger, listener, dataPlane, options, { advertiseAddr, fabricAddrs, host });
-  return construct(context, sessions, listener, grpc, injector, health, fabricAddrs);
+  return { context, sessions, grpc, injector, health };
 }
 
 function addServices(grpc: Server, context: ServerContext, sessions: Sessions): HealthImplementation {

@@ -5,6 +5,7 @@
 
 import { lstat, readdir, readFile, readlink, unlink } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
 import { type ControlAddress, formatControlAddress } from '../protocol/address.js';
 import { FabricKvError } from '../protocol/errors.js';
 
@@ -37,7 +38,8 @@ export async function listen(address: ControlAddress): Promise<Listener> {
   const connections = new Set<Socket>();
   // One that breaks before anybody has seen it is of no interest.
   let handlers: ConnectionHandlers = { onConnection: (socket) => early.add(socket), onError: () => undefined };
-  const server = createServer({ noDelay: true, allowHalfOpen: true }, (socket) => {
+  // Not half-open: a reset that a failed write has swallowed shows as an end, and the session must end with it.
+  const server = createServer({ noDelay: true }, (socket) => {
     connections.add(socket);
     socket.once('close', () => {
       connections.delete(socket);
@@ -90,7 +92,9 @@ async function bind(server: Server, address: ControlAddress): Promise<void> {
 }
 
 async function explain(error: unknown, address: ControlAddress): Promise<FabricKvError> {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  let code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  // libuv says EACCES for a directory that is not there.
+  if (address.kind === 'unix' && code === 'EACCES' && !(await exists(dirname(address.path)))) code = 'ENOENT';
   const where = formatControlAddress(address);
   if (code === 'EADDRINUSE') {
     const holder = address.kind === 'tcp' ? await holderOf(address.port) : undefined;
@@ -99,7 +103,10 @@ async function explain(error: unknown, address: ControlAddress): Promise<FabricK
   }
   const reasons: Readonly<Record<string, string>> = {
     EADDRNOTAVAIL: 'is not an address of this machine',
-    EACCES: 'may not be used by this user (ports below 1024 need a capability)',
+    EACCES:
+      address.kind === 'unix'
+        ? 'may not be made by this user'
+        : 'may not be used by this user (ports below 1024 need a capability)',
     ENOTFOUND: 'is a name that does not resolve',
     EAI_AGAIN: 'is a name that does not resolve at the moment',
     ENOENT: 'is in a directory that does not exist',
@@ -110,6 +117,13 @@ async function explain(error: unknown, address: ControlAddress): Promise<FabricK
     {
       cause: error,
     },
+  );
+}
+
+function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
   );
 }
 

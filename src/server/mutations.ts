@@ -34,7 +34,9 @@ export async function allocateExtents(
 ): Promise<readonly Extent[]> {
   const extents = context.store.arena.allocate(length);
   if (extents !== undefined) return extents;
-  if (context.store.arena.usage.quarantinedBytes > 0) {
+  const { freeBytes, quarantinedBytes } = context.store.arena.usage;
+  // A proof disturbs the transfers of honest peers: not for what would not fit then either.
+  if (quarantinedBytes > 0 && freeBytes + quarantinedBytes >= length) {
     await context.dataPlane.reclaim();
     const reclaimed = stillWanted() ? context.store.arena.allocate(length) : [];
     if (reclaimed !== undefined) return reclaimed;

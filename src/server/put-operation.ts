@@ -271,7 +271,10 @@ export class PutOperation implements ActiveOperation {
   private end(): void {
     this.state = 'ended';
     clearTimeout(this.deadlineTimer);
-    for (const window of this.windows) void window.seal();
+    for (const window of this.windows) {
+      this.host.send(0, { windowRevoke: { windowId: window.id, reason: 'the PUT has ended' } });
+      void window.seal();
+    }
     // Extents that are not published go back; each waits for the proof of its window.
     this.host.context.store.arena.release(this.extents);
     this.extents = [];

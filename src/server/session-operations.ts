@@ -98,7 +98,7 @@ function get(session: Session, operationId: number, request: Get__Output): void 
           sinkTooSmall: { length: value.length, version: fromBigInt(value.version), crc32c: value.crc32c },
         },
       });
-      trace.finish('get.done', { sinkTooSmall: true });
+      // The client asks again: the operation goes on with that.
       return;
     }
     refuseWhenStopping(session);

@@ -36,6 +36,14 @@ export type SessionStream = ServerDuplexStream<Received<ClientMessage__Output>, 
 /** `opening` until Welcome is sent, `open`, then `ended`. */
 type SessionState = 'opening' | 'welcoming' | 'open' | 'ended';
 
+/** What a session tells whoever keeps the sessions. */
+export interface SessionEvents {
+  /** It knows whose it is. */
+  onHello(session: Session): void;
+  /** Told at once; the promise resolves when the session's hold on the data plane is given back, and never rejects. */
+  onEnded(session: Session, released: Promise<void>): void;
+}
+
 /** A client that says nothing after it has opened a stream is given this long. */
 const HELLO_TIMEOUT_MS = 10_000;
 
@@ -68,8 +76,7 @@ export class Session implements OperationHost {
     readonly context: ServerContext,
     private readonly stream: SessionStream,
     id: bigint,
-    /** Told at once; the promise resolves when the session's hold on the data plane is given back, and never rejects. */
-    private readonly onEnded: (session: Session, released: Promise<void>) => void,
+    private readonly events: SessionEvents,
   ) {
     this.id = id;
     this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
@@ -180,7 +187,7 @@ export class Session implements OperationHost {
     else this.stream.emit('error', toStatus(error));
     this.backlog.length = 0;
     this.context.logger.info({ sessionId: hex64(this.id), peer: this.traceContext.peer, reason }, 'Session ended');
-    this.onEnded(this, this.releasePeer());
+    this.events.onEnded(this, this.releasePeer());
   }
 
   private refuse(error: FabricKvError): void {
@@ -272,6 +279,7 @@ export class Session implements OperationHost {
       }
       this.clientId = toBigInt(hello.clientId);
       if (this.clientId === 0n) throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'Hello without a client_id');
+      this.events.onHello(this);
       const negotiated = await this.negotiate(hello);
       if (this.state !== 'welcoming') {
         if (negotiated.provider !== undefined) await negotiated.table.release(negotiated.peer);

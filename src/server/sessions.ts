@@ -46,13 +46,26 @@ export class Sessions {
     }
     counters.sessionsOpened += 1;
     this.open.add(
-      new Session(this.context, stream, randomBytes(8).readBigUInt64LE(), (ended, released) => {
-        this.open.delete(ended);
-        this.releasing.add(released);
-        void released.then(() => this.releasing.delete(released));
+      new Session(this.context, stream, randomBytes(8).readBigUInt64LE(), {
+        onHello: (session) => this.replaceEarlier(session),
+        onEnded: (session, released) => {
+          this.open.delete(session);
+          this.releasing.add(released);
+          void released.then(() => this.releasing.delete(released));
+        },
       }),
     );
   };
+
+  /**
+   * A client has one session. When it comes back before its lost connection is noticed here, the old session ends first:
+   * what it still had to read, such as a commit, would otherwise be done beside the client's retry of the same.
+   */
+  private replaceEarlier(session: Session): void {
+    for (const other of [...this.open]) {
+      if (other !== session && other.clientId === session.clientId) other.end('the client has opened another session');
+    }
+  }
 
   /** Lets every session end what is in flight, for at most `drainMs`, ends it, and waits for what they all held. */
   async drain(drainMs: number): Promise<void> {

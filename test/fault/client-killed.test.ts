@@ -3,9 +3,11 @@ import { after, before, describe, test } from 'node:test';
 import { KvClient } from '../../src/index.js';
 import { spawnClient, startServer, type TestServer } from '../support/commands.js';
 import { countersWhen, isQuiet, type ServerCounters } from '../support/counters.js';
+import { inTheMiddle } from '../support/in-the-middle.js';
 import { FULL, roomyDirectory } from '../support/mode.js';
+import { makeZeros, storeLarge } from '../support/store-large.js';
 import { type TempDir, tempDir } from '../support/temp-dir.js';
-import { makeValue, writeValueFile } from '../support/values.js';
+import { makeValue } from '../support/values.js';
 
 const MIB = 1024 * 1024;
 const LENGTH = FULL ? 1024 * MIB : 512 * MIB;
@@ -19,12 +21,11 @@ describe('a client is killed with -9 in the middle of a large transfer', () => {
 
   before(async () => {
     dir = await tempDir({ parent: roomyDirectory() });
-    await writeValueFile(dir.file('value'), LENGTH, 1);
+    await makeZeros(dir.file('value'), LENGTH);
     server = await startServer({ args: ['--memory', `${(LENGTH / MIB) * 2 + 32}MiB`] });
     other = await KvClient.connect({ serverAddr: server.addr, provider: 'tcp', timeoutMs: 5000 });
     await other.put('other', value);
-    const put = await server.client(['put', 'large', '--file', dir.file('value')]);
-    assert.equal(put.code, 0, put.stderr);
+    await storeLarge(server.addr, 'large', LENGTH);
   });
   after(async () => {
     await other?.close();
@@ -68,37 +69,39 @@ describe('a client is killed with -9 in the middle of a large transfer', () => {
     { op: 'put', path: 'inline', threshold: 'max', serverAt: undefined, clientAt: 'put.grant.received' },
   ] as const;
   for (const { op, path, threshold, serverAt, clientAt } of cases) {
-    test(`${op} ${path}`, async () => {
-      const before = await settled();
-      const stat = await other.stat('large');
-      const seen = server.records.length;
-      const args =
-        op === 'get' ? ['get', 'large', '--out', '/dev/null'] : ['put', 'large', '--file', dir.file('value')];
-      const client = spawnClient([
-        ...['--server-addr', server.addr, '--inline-threshold', threshold],
-        ...['--log-level', 'debug', '--log-format', 'json', ...args],
-      ]);
-      if (clientAt !== undefined) await client.waitForRecord(({ stage }) => stage === clientAt);
-      else await server.waitForRecord((record) => record.stage === serverAt && server.records.indexOf(record) >= seen);
-      client.kill('SIGKILL');
-      const ended = await client.ended;
-      assert.equal(ended.signal, 'SIGKILL', ended.stderr);
-      await serveOthers();
-      const stages = server.records.slice(seen).filter(({ key }) => key === 'large');
-      const done = stages.some(({ stage }) => stage === 'get.done' || stage === 'put.published');
-      assert.ok(!done, 'it was killed too late; the value is too small');
-      const after = await settled();
-      assert.deepEqual(memoryOf(after), memoryOf(before));
-      assert.deepEqual(await other.stat('large'), stat, 'a half-written PUT is visible');
-      if (op === 'put') {
-        assert.equal((after['putsAborted'] ?? 0) - (before['putsAborted'] ?? 0), 1);
-      }
-      // That the whole of it is still what it was, its CRC tells.
-      const region = await other.allocate(LENGTH);
-      const info = await other.getInto('large', region, { verify: true });
-      assert.equal(info?.version, stat?.version);
-      await region.release();
-    });
+    test(`${op} ${path}`, () =>
+      inTheMiddle(async () => {
+        const before = await settled();
+        const stat = await other.stat('large');
+        const seen = server.records.length;
+        const args =
+          op === 'get' ? ['get', 'large', '--out', '/dev/null'] : ['put', 'large', '--file', dir.file('value')];
+        const client = spawnClient([
+          ...['--server-addr', server.addr, '--inline-threshold', threshold],
+          ...['--log-level', 'debug', '--log-format', 'json', ...args],
+        ]);
+        if (clientAt !== undefined) await client.waitForRecord(({ stage }) => stage === clientAt);
+        else await server.waitForRecord(({ stage }) => stage === serverAt, undefined, seen);
+        client.kill('SIGKILL');
+        const ended = await client.ended;
+        assert.equal(ended.signal, 'SIGKILL', ended.stderr);
+        await serveOthers();
+        const stages = server.records.slice(seen).filter((record) => record['key'] === 'large');
+        const done = stages.some(({ stage }) => stage === 'get.done' || stage === 'put.published');
+        if (done) return false;
+        const after = await settled();
+        assert.deepEqual(memoryOf(after), memoryOf(before));
+        assert.deepEqual(await other.stat('large'), stat, 'a half-written PUT is visible');
+        if (op === 'put') {
+          assert.equal((after['putsAborted'] ?? 0) - (before['putsAborted'] ?? 0), 1);
+        }
+        // That the whole of it is still what it was, its CRC tells.
+        const region = await other.allocate(LENGTH);
+        const info = await other.getInto('large', region, { verify: true });
+        assert.equal(info?.version, stat?.version);
+        await region.release();
+        return true;
+      }));
   }
 
   test('a PUT of a new key that was cut off does not exist', async () => {

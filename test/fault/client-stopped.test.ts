@@ -4,8 +4,9 @@ import { KvClient } from '../../src/index.js';
 import { spawnClient, startServer } from '../support/commands.js';
 import { countersWhen, isQuiet } from '../support/counters.js';
 import { FULL, roomyDirectory } from '../support/mode.js';
+import { makeZeros, storeLarge } from '../support/store-large.js';
 import { tempDir } from '../support/temp-dir.js';
-import { crc32cOf, makeValue, writeValueFile } from '../support/values.js';
+import { crc32cOf, makeValue } from '../support/values.js';
 import { waitFor } from '../support/wait-for.js';
 
 const MIB = 1024 * 1024;
@@ -15,7 +16,7 @@ const PIECE = 16 * MIB;
 describe('I2, I3: a client is stopped (SIGSTOP) in the middle of a transfer', () => {
   test('a PUT past its grant is not published, and its late writes land in nobody else’s values', async () => {
     await using dir = await tempDir({ parent: roomyDirectory() });
-    await writeValueFile(dir.file('value'), LENGTH, 1);
+    await makeZeros(dir.file('value'), LENGTH);
     await using server = await startServer({ args: ['--memory', `${LENGTH / MIB + 16}MiB`] });
     await using other = await KvClient.connect({ serverAddr: server.addr, provider: 'tcp', timeoutMs: 10_000 });
     await other.put('value', 'old');
@@ -58,12 +59,9 @@ describe('I2, I3: a client is stopped (SIGSTOP) in the middle of a transfer', ()
 
   test('a GET to a stopped client ends by its deadline on the server, and others are served meanwhile', async () => {
     const value = makeValue(64 * MIB, 1);
-    await using server = await startServer({ args: ['--memory', `${LENGTH / MIB + 96}MiB`] });
+    await using server = await startServer({ args: ['--memory', `${LENGTH / MIB + 160}MiB`] });
     await using other = await KvClient.connect({ serverAddr: server.addr, provider: 'tcp', timeoutMs: 5000 });
-    const region = await other.allocate(LENGTH);
-    makeValue(LENGTH, 2).copy(region.buffer);
-    await other.put('large', region);
-    await region.release();
+    await storeLarge(server.addr, 'large', LENGTH);
     await using client = spawnClient([
       ...['--server-addr', server.addr, '--timeout', '1500ms', '--json', 'get', 'large', '--out', '/dev/null'],
     ]);

@@ -225,57 +225,15 @@ describe('kv-client', () => {
     assert.deepEqual(await readdir(own.path), ['value']);
   });
 
-  it('says what is wrong with a local file before it asks the server, and ends with 2', async () => {
-    for (const args of [
-      ['put', 'k', '--file', dir.file('missing')],
-      ['put', 'k', '--file', dir.path],
-      ['put', 'k', '--file', dir.file('missing/x')],
-      ['get', 'k', '--out', dir.path],
-      ['get', 'k', '--out', dir.file('missing/x')],
-    ]) {
-      // Nobody listens at this address: the file must be found wanting first.
-      const run = await runClient(['--server-addr', '127.0.0.1:1', ...args, '--json']);
-      assert.equal(run.code, 2, run.stderr);
-      const { error } = JSON.parse(run.stderr) as { error: Record<string, unknown> };
-      assert.equal(error['code'], 'ERR_FABRICKV_FILE', args.join(' '));
-      assert.ok(String(error['remedy']).length > 5);
-    }
-  });
-
-  it('refuses what it does not understand, and ends with 2', async () => {
-    for (const [args, code, message] of [
-      [[], 'SETTING', /no command/],
-      [['gte', 'k'], 'SETTING', /unknown command "gte"\n {2}remedy {2}did you mean get\?/],
-      [['frobnicate'], 'SETTING', /unknown command "frobnicate"\n {2}remedy {2}the commands are put/],
-      [['get'], 'SETTING', /too few arguments/],
-      [['get', 'k', 'extra'], 'SETTING', /unexpected argument "extra"/],
-      [['put', 'k'], 'SETTING', /put has no value/],
-      [['put', 'k', 'v', '--file', 'f'], 'SETTING', /both a value and --file/],
-      [['put', 'k', 'v', 'w'], 'SETTING', /unexpected argument "w"/],
-      [['get', 'k', '--file', 'f'], 'SETTING', /unknown flag --file/],
-      [['get', 'k', '--timout', '5s'], 'SETTING', /unknown flag --timout\n {2}remedy {2}did you mean --timeout\?/],
-      [['get', 'k', '-x'], 'SETTING', /unknown flag -x/],
-      [['get', 'k', '--no-fallback'], 'SETTING', /unknown flag --no-fallback/],
-      [['get', 'k', '--timeout', '5'], 'SETTING', /"5" has no unit/],
-      [['get', 'k', '--timeout', '0'], 'SETTING', /"0" is less than 1ms/],
-      [['get', 'k', '--inline-threshold', '1XB'], 'SETTING', /neither a size nor max/],
-      [['get', 'k', '--namespace', '-1'], 'SETTING', /namespace/],
-      [['get', 'k', '--namespace', '4294967296'], 'SETTING', /is more than 4294967295/],
-      [['get', 'k', '--fabric-addr', 'localhost'], 'SETTING', /is not an IP address/],
-      [['get', 'k', '--provider', 'shm'], 'SETTING', /is none of/],
-      [['get', 'k', '--out', 'a', '--out', 'b'], 'SETTING', /is given 2 times/],
-      [['get', ''], 'INVALID_KEY', /the key is empty/],
-      [['put', '', 'v'], 'INVALID_KEY', /the key is empty/],
-      [['put', 'x'.repeat(1025), 'v'], 'INVALID_KEY', /1025 bytes; the most is 1024/],
-      [['delete', 'é'.repeat(513)], 'INVALID_KEY', /1026 bytes/],
+  it('refuses what it does not understand, and ends with 2 (the rest is in unit/cli-usage)', async () => {
+    for (const [args, message] of [
+      [['get', 'k', '--timout', '5s'], /SETTING: unknown flag --timout\n {2}remedy {2}did you mean --timeout\?/],
+      [['get', 'k', '--timeout', '5'], /SETTING: .*"5" has no unit/],
+      [['put', 'x'.repeat(1025), 'v'], /INVALID_KEY: .*1025 bytes; the most is 1024/],
     ] as const) {
       const run = await client(...args);
-      assert.equal(run.code, 2, `${args.join(' ').slice(0, 80)}: ${run.stderr}`);
-      assert.equal(run.text, '');
-      assert.ok(run.stderr.startsWith(`kv-client: ERR_FABRICKV_${code}: `), run.stderr);
+      assert.deepEqual([run.code, run.text], [2, ''], run.stderr);
       assert.match(run.stderr, message);
-      assert.match(run.stderr, /\n {2}remedy {2}\S/);
-      assert.doesNotMatch(run.stderr, /\n {4}at /, 'no stack trace');
     }
   });
 

@@ -8,6 +8,7 @@ import { spawnClient, startServer } from '../support/commands.js';
 import { countersWhen, isQuiet } from '../support/counters.js';
 import { memoryLog } from '../support/memory-log.js';
 import { PROCESS_SLACK_MS } from '../support/mode.js';
+import { makeZeros, storeLarge } from '../support/store-large.js';
 import { tempDir } from '../support/temp-dir.js';
 import { makeValue } from '../support/values.js';
 import { waitFor } from '../support/wait-for.js';
@@ -92,8 +93,7 @@ describe('a server that is asked to stop', () => {
 
   test('with a client that is frozen in a transfer: --drain bounds it, exit code 0', async () => {
     await using server = await startServer({ args: ['--memory', '272MiB', '--drain', '500ms'] });
-    const put = await server.client(['put', 'value', '-'], { stdin: makeValue(LENGTH, 1) });
-    assert.equal(put.code, 0, put.stderr);
+    await storeLarge(server.addr, 'value', LENGTH);
     await using client = spawnClient(['--server-addr', server.addr, 'get', 'value', '--out', '/dev/null']);
     await server.waitForRecord(({ stage }) => stage === 'get.write.submitted');
     client.kill('SIGSTOP');
@@ -103,8 +103,7 @@ describe('a server that is asked to stop', () => {
 
   test('a second signal ends it at once', async () => {
     await using server = await startServer({ args: ['--memory', '272MiB', '--drain', '1m'] });
-    const put = await server.client(['put', 'value', '-'], { stdin: makeValue(LENGTH, 1) });
-    assert.equal(put.code, 0, put.stderr);
+    await storeLarge(server.addr, 'value', LENGTH);
     await using client = spawnClient(['--server-addr', server.addr, 'get', 'value', '--out', '/dev/null']);
     await server.waitForRecord(({ stage }) => stage === 'get.write.submitted');
     client.kill('SIGSTOP');
@@ -144,10 +143,10 @@ describe('Ctrl-C on kv-client, with libfabric loaded', () => {
     test(`${signal} in the middle of a GET and of a PUT whose server is frozen`, async () => {
       await using dir = await tempDir();
       await using server = await startServer({ args: ['--memory', '544MiB'] });
-      const put = await server.client(['put', 'value', '-'], { stdin: makeValue(LENGTH, 1) });
-      assert.equal(put.code, 0, put.stderr);
+      await storeLarge(server.addr, 'value', LENGTH);
       const common = ['--server-addr', server.addr, '--log-level', 'debug', '--log-format', 'json'];
-      await using putter = spawnClient([...common, 'put', 'other', '-'], { stdin: makeValue(LENGTH, 2) });
+      await makeZeros(dir.file('in'), LENGTH);
+      await using putter = spawnClient([...common, 'put', 'other', '--file', dir.file('in')]);
       await putter.waitForRecord(({ stage }) => stage === 'put.write.submitted');
       server.kill('SIGSTOP');
       putter.kill(signal);

@@ -30,16 +30,15 @@ const server = await KvServer.start({
   provider,
   logger: pino({ level: 'silent' }),
 });
-{
-  await using client = await KvClient.connect({ serverAddr: server.boundAddr, provider });
-  const value = Buffer.alloc(3_000_000, 'fabrickv');
-  const { path } = await client.put('key', value);
-  const got = await client.get('key', { verify: true });
-  if (got === undefined || !got.bytes.equals(value)) throw new Error('not the same bytes');
-  const error = await client.put('', 'x').catch((e) => e);
-  if (!(error instanceof FabricKvError) || !(error.code in ERRORS)) throw new Error(String(error));
-  console.log(path);
-}
+const client = await KvClient.connect({ serverAddr: server.boundAddr, provider });
+const value = Buffer.alloc(3_000_000, 'fabrickv');
+const { path } = await client.put('key', value);
+const got = await client.get('key', { verify: true });
+if (got === undefined || !got.bytes.equals(value)) throw new Error('not the same bytes');
+const error = await client.put('', 'x').catch((e) => e);
+if (!(error instanceof FabricKvError) || !(error.code in ERRORS)) throw new Error(String(error));
+console.log(path);
+await client.close();
 await server.stop();
 `;
 

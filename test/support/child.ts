@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 
 /** How a process has ended. */
 export interface Ended {
@@ -28,11 +29,16 @@ export interface ChildOptions {
   readonly onStdout?: (chunk: Buffer) => void;
 }
 
+/** So much of a process's output belongs into the error of a test that failed. */
+const TAIL_LENGTH = 8000;
+
 const running = new Set<ChildProcess>();
-// Whatever ends a test file, its processes end with it.
+// Whatever ends a test file, its processes end with it: also a runner that has waited long enough.
 process.on('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
+process.once('SIGTERM', () => process.exit(143));
+process.once('SIGINT', () => process.exit(130));
 
 /** A process of a test: its output is collected, its end is awaited with a deadline, and it never outlives the test. */
 export class Child implements AsyncDisposable {
@@ -42,6 +48,9 @@ export class Child implements AsyncDisposable {
   private readonly stdoutChunks: Buffer[] = [];
   private readonly listeners = new Set<() => void>();
   private stderrText = '';
+  /** How far {@link stderrText} has been read for records, and those that there were. */
+  private parsedLength = 0;
+  private readonly parsed: LogRecord[] = [];
   private end: Ended | undefined;
 
   constructor(
@@ -105,15 +114,26 @@ export class Child implements AsyncDisposable {
 
   /** The whole lines of standard error so far that are JSON objects: its log, where it logs as JSON. */
   get records(): readonly LogRecord[] {
-    return parseRecords(this.stderrText);
+    const whole = this.stderrText.lastIndexOf('\n') + 1;
+    if (whole > this.parsedLength) {
+      this.parsed.push(...parseRecords(this.stderrText.slice(this.parsedLength, whole)));
+      this.parsedLength = whole;
+    }
+    return this.parsed;
+  }
+
+  /** The end of what it has written to standard error, for errors. */
+  private get tail(): string {
+    const start = this.stderrText.length - TAIL_LENGTH;
+    return start <= 0 ? this.stderrText : `…${this.stderrText.slice(start)}`;
   }
 
   /**
-   * Waits for a record of its log; one that has been written already counts.
+   * Waits for a record of its log; one that has been written already counts, unless `after` says how many are old.
    *
    * @throws when it ends first, or the time is over, with what it wrote
    */
-  waitForRecord(matches: (record: LogRecord) => boolean, timeoutMs = 20_000): Promise<LogRecord> {
+  waitForRecord(matches: (record: LogRecord) => boolean, timeoutMs = 20_000, after = 0): Promise<LogRecord> {
     return new Promise((resolve, reject) => {
       const finish = (settle: () => void): void => {
         clearTimeout(timer);
@@ -121,9 +141,9 @@ export class Child implements AsyncDisposable {
         settle();
       };
       const fail = (why: string): void =>
-        finish(() => reject(new Error(`${this.command}: ${why}; it wrote:\n${this.stderrText}`)));
+        finish(() => reject(new Error(`${this.command}: ${why}; it wrote:\n${this.tail}`)));
       const look = (): void => {
-        const found = this.records.find(matches);
+        const found = this.records.find((record, index) => index >= after && matches(record));
         if (found !== undefined) finish(() => resolve(found));
         else if (this.end !== undefined) fail('it ended without the record that was waited for');
       };
@@ -147,7 +167,7 @@ export class Child implements AsyncDisposable {
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
         this.kill('SIGKILL');
-        reject(new Error(`${this.command} still ran after ${timeoutMs} ms; it wrote:\n${this.stderrText}`));
+        reject(new Error(`${this.command} still ran after ${timeoutMs} ms; it wrote:\n${this.tail}`));
       }, timeoutMs);
     });
     try {
@@ -159,8 +179,13 @@ export class Child implements AsyncDisposable {
 
   /** Kills it, if it still runs, and waits until it is gone. */
   async [Symbol.asyncDispose](): Promise<void> {
+    const { process: child } = this;
     this.kill('SIGCONT');
     this.kill('SIGKILL');
+    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+    // A process that it has left behind may hold its output open for ever.
+    child.stdout?.destroy();
+    child.stderr?.destroy();
     await this.ended.catch(() => undefined);
   }
 }

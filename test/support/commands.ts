@@ -45,8 +45,8 @@ export class TestServer implements AsyncDisposable {
   }
 
   /** Waits for a record of its log; one that has been written already counts. */
-  waitForRecord(matches: (record: LogRecord) => boolean, timeoutMs?: number): Promise<LogRecord> {
-    return this.child.waitForRecord(matches, timeoutMs);
+  waitForRecord(matches: (record: LogRecord) => boolean, timeoutMs?: number, after?: number): Promise<LogRecord> {
+    return this.child.waitForRecord(matches, timeoutMs, after);
   }
 
   kill(signal: NodeJS.Signals): void {

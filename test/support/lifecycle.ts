@@ -1,6 +1,7 @@
 /**
  * A process that ends at a stage of a client's life: `node lifecycle.js ADDR STAGE ENDING`. The parent looks at how it
- * ended. Prints the stage when it has got there.
+ * ended. Prints the stage when it has got there. `natural` closes the client there, since an open one keeps its process
+ * alive, and then has nothing more to do.
  */
 
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -38,6 +39,7 @@ if (stage === 'imported') {
     background(connecting);
     await nextTurn();
     end();
+    if (ending === 'natural') await (await connecting).close();
   } else {
     const client = await connecting;
     const region = await client.allocate(LENGTH);
@@ -77,5 +79,6 @@ if (stage === 'imported') {
         throw new Error(`no stage ${stage}`);
     }
     end();
+    if (ending === 'natural') await client.close();
   }
 }

@@ -90,6 +90,9 @@ export class NetworkPair implements AsyncDisposable {
   removeSync(): void {
     for (const { namespace } of [this.server, this.client]) {
       try {
+        // What still runs in there is of this test.
+        const pids = execFileSync('ip', ['netns', 'pids', namespace], { encoding: 'utf8', stdio: 'pipe' });
+        for (const pid of pids.split('\n').filter((line) => line !== '')) kill(Number(pid));
         execFileSync('ip', ['netns', 'delete', namespace], { stdio: 'ignore' });
       } catch (error) {
         // It was never made, or is gone.
@@ -101,5 +104,14 @@ export class NetworkPair implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.removeSync();
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    // It has ended meanwhile.
+    if (!(error instanceof Error && 'code' in error && error.code === 'ESRCH')) throw error;
   }
 }

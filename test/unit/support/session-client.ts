@@ -52,11 +52,19 @@ export class WireClient implements Disposable {
   ): Promise<Response> {
     const { path, requestSerialize, responseDeserialize } = methodOf<object, Response>(name);
     return new Promise((resolve, reject) => {
-      this.client.makeUnaryRequest(path, requestSerialize, responseDeserialize, request, (error, response) => {
-        if (error !== null) reject(fromServiceError(error) ?? error);
-        else if (response === undefined) reject(new Error('neither an error nor a response'));
-        else resolve(response);
-      });
+      const deadline = { deadline: Date.now() + WAIT_MS };
+      this.client.makeUnaryRequest(
+        path,
+        requestSerialize,
+        responseDeserialize,
+        request,
+        deadline,
+        (error, response) => {
+          if (error !== null) reject(fromServiceError(error) ?? error);
+          else if (response === undefined) reject(new Error('neither an error nor a response'));
+          else resolve(response);
+        },
+      );
     });
   }
 
