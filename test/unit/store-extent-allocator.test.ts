@@ -209,3 +209,19 @@ test('a range that is free is not given back again', () => {
   assert.throws(() => allocator.release(range), /free already/);
   assert.equal(allocator.freeBytes, 4096 - 64);
 });
+
+test('a range that fits is found, however many shorter ones of its class there are', () => {
+  const allocator = new ExtentAllocator(KIB * KIB, KIB * KIB);
+  const take = (length: number): Range => {
+    const [range] = allocator.allocate(length, KIB * KIB) ?? [];
+    assert.ok(range !== undefined);
+    return range;
+  };
+  // Free ranges of 2,048 bytes, kept apart by taken ones, and one of 4,032 of the same class, freed last.
+  const ranges = Array.from({ length: 100 }, () => ({ free: take(2048), apart: take(64) }));
+  const long = { free: take(4032), apart: take(64) };
+  while (allocator.freeBytes > 0) take(Math.min(allocator.freeBytes, 64 * KIB));
+  for (const { free } of ranges) allocator.release(free);
+  allocator.release(long.free);
+  assert.equal(take(4032).offset, long.free.offset);
+});

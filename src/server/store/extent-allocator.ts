@@ -111,6 +111,10 @@ export class ExtentAllocator {
         break;
       }
     }
+    // Nearly full: then all of its own class, rather than a refusal.
+    for (const [offset, available] of best === undefined ? (this.classes[firstClass] ?? []) : []) {
+      if (available >= aligned) return this.take(offset, aligned, length);
+    }
     return best === undefined ? undefined : this.take(best.offset, aligned, length);
   }
 
