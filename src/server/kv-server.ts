@@ -298,7 +298,6 @@ function logStart(
       fabricAddress: best?.rails.map((rail) => rail.info.addressText),
       provider: best?.name,
       memory: formatSize(options.memoryBytes),
-      pid: process.pid,
     },
     'Listening',
   );

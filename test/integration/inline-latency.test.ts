@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { KvClient } from '../../src/index.js';
+import { Child } from '../support/child.js';
 import { spawnClient, startServer } from '../support/commands.js';
 import { roomyDirectory } from '../support/mode.js';
 import { tempDir } from '../support/temp-dir.js';
@@ -20,7 +21,7 @@ describe('a large inline value does not hold up small ones', () => {
 
     for (const args of [
       ['put', 'big', '--file', dir.file('big')],
-      ['get', 'big', '--out', '/dev/null'],
+      ['get', 'big', '--out', dir.file('copy')],
     ]) {
       const large = spawnClient([
         ...['--server-addr', server.addr, '--inline-threshold', 'max', '--timeout', '2m', '--provider', 'none'],
@@ -48,5 +49,7 @@ describe('a large inline value does not hold up small ones', () => {
       );
       assert.ok(p99 < P99_MS_MAX, `p99 ${p99} ms`);
     }
+    const compared = await new Child('cmp', { args: [dir.file('big'), dir.file('copy')] }).waitForEnd(60_000);
+    assert.equal(compared.code, 0, `cmp: ${compared.stdout.toString()}${compared.stderr}`);
   });
 });

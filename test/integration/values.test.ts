@@ -29,11 +29,9 @@ const ALL_SIZES = [
   100 * MIB,
   GIB,
 ];
-const SIZES = FULL
-  ? ALL_SIZES
-  : [0, 1, GET_THRESHOLD, GET_THRESHOLD + 1, PUT_THRESHOLD, PUT_THRESHOLD + 1, 16 * MIB + 1];
-/** By a path that the size would not take by itself. */
-const FORCED_SIZES = FULL ? ALL_SIZES : [1, MIB + 7, GIB];
+const SIZES = FULL ? ALL_SIZES : [0, 1, GET_THRESHOLD, GET_THRESHOLD + 1, PUT_THRESHOLD + 1, 16 * MIB + 1];
+/** By a path that the size would not take by itself. In the short form inline-latency.test.ts moves 1 GiB inline. */
+const FORCED_SIZES = { max: FULL ? ALL_SIZES : [MIB + 7], 0: FULL ? ALL_SIZES : [1, GIB] };
 
 const RUN_TIMEOUT_MS = 60_000;
 
@@ -146,7 +144,7 @@ describe('a value goes into one process and comes back in another, byte for byte
     test(`${length} bytes by the path of its size`, () => roundTrip(length, undefined));
   }
   for (const threshold of ['max', '0'] as const) {
-    for (const length of FORCED_SIZES) {
+    for (const length of FORCED_SIZES[threshold]) {
       test(`${length} bytes with --inline-threshold ${threshold}`, () => roundTrip(length, threshold));
     }
   }

@@ -31,6 +31,11 @@ constexpr size_t kAddressBytesMax = 256;
 
 // How long a removal waits for writes in flight to come back.
 constexpr auto kRemovalTimeout = std::chrono::seconds(2);
+// How long a connection that may be coming up is waited for, before its peer is removed without one.
+constexpr auto kConnectingGrace = std::chrono::milliseconds(20);
+// When the address of such a peer is taken out of the vector: by then its attempt to connect has ended, one way or
+// other.
+constexpr auto kLingerTime = std::chrono::seconds(2);
 // How long closing waits for the same, before it closes the endpoint over them.
 constexpr auto kCloseTimeout = std::chrono::seconds(1);
 // How long the end of the process waits for all rails together.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -22,9 +23,23 @@ class ProgressThread final : public Scheduler::Listener {
   struct Removal {
     Peer* peer;
     int64_t token;
-    Clock::time_point deadline;
+    Clock::time_point began;
     // The removal was reported as timed out; only the bookkeeping is left.
     bool reported;
+  };
+  enum class TakenOut {
+    // The address is out of the vector, and a connection that there was is closed.
+    kYes,
+    // There is no connection, or not yet.
+    kNotConnected,
+    // libfabric refuses.
+    kRefused,
+  };
+  // An address that could not be taken out of the vector when its peer went.
+  struct Lingering {
+    fi_addr_t fi_addr;
+    std::vector<uint8_t> address;
+    Clock::time_point due;
   };
 
   bool open();
@@ -37,7 +52,10 @@ class ProgressThread final : public Scheduler::Listener {
   void insert_peer(Peer& peer, int64_t token);
   void begin_removal(Peer& peer, int64_t token);
   void check_removals();
-  int take_out_of_vector(Peer& peer);
+  TakenOut take_out_of_vector(Peer& peer, int& result);
+  bool may_be_connecting(const Peer& peer) const;
+  int put_into_vector(Peer& peer);
+  void remove_lingering();
   void on_settled(Transfer& transfer) override;
   void on_connection_failed(Peer& peer) override;
   void reconnect_failed_peers();
@@ -60,6 +78,8 @@ class ProgressThread final : public Scheduler::Listener {
   std::unique_ptr<Endpoint> endpoint_;
   std::unique_ptr<Scheduler> scheduler_;
   std::vector<Removal> removals_;
+  // In the order in which they are due.
+  std::deque<Lingering> lingering_;
   // What is open, so that closing finds it; each element knows its index.
   std::vector<Peer*> peers_;
   std::vector<Region*> regions_;

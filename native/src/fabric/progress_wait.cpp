@@ -54,7 +54,7 @@ Clock::duration ProgressThread::spin_time() const {
 }
 
 Clock::duration ProgressThread::sleep_limit(Clock::time_point now) const {
-  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled()) return kConnectingSleepMax;
+  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled() || !removals_.empty()) return kConnectingSleepMax;
   const Clock::time_point trouble = std::max(last_connect_, scheduler_->last_trouble());
   if (now - trouble < kConnectingWindow) return kConnectingSleepMax;
   if (now - last_unexplained_wake_ < kUnexplainedWakeWindow) return kConnectingSleepMax;

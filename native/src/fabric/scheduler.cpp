@@ -127,6 +127,7 @@ Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
   message.rma_iov = &remote;
   message.rma_iov_count = 1;
   message.context = &operation.context;
+  transfer.peer->posted = true;
   // Asked for per operation: one provider ignores tx_attr->op_flags. Without FI_DELIVERY_COMPLETE, tcp completes writes
   // that have not arrived, and a bad key often reports success.
   const ssize_t result = fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
@@ -233,6 +234,19 @@ void Scheduler::settle_if_done(Transfer& transfer) {
   transfer.active = false;
   drop(shared_.counters.transfers_active);
   listener_.on_settled(transfer);
+}
+
+ssize_t Scheduler::probe(fi_addr_t address) {
+  iovec local = {&probe_.length, 0};
+  fi_rma_iov remote = {0, 0, 0};
+  fi_msg_rma message{};
+  message.msg_iov = &local;
+  message.iov_count = 1;
+  message.addr = address;
+  message.rma_iov = &remote;
+  message.rma_iov_count = 1;
+  message.context = &probe_.context;
+  return fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
 }
 
 void Scheduler::forget_in_flight() {

@@ -44,6 +44,10 @@ class Scheduler {
   // Takes a peer that is being removed, and has nothing in flight, out of every list.
   void detach(Peer& peer) { IntrusiveList<Peer>::remove(peer); }
 
+  // Posts a write of no bytes that no target accepts, and returns what libfabric says: it tells whether there is a
+  // connection. To be followed by the peer's removal, which ends it.
+  ssize_t probe(fi_addr_t address);
+
   // The endpoint is closed and its queue will not be read: whatever is in flight has ended.
   void forget_in_flight();
 
@@ -82,6 +86,8 @@ class Scheduler {
   // Peers that were put off in this round.
   IntrusiveList<Peer> stalled_;
   Clock::time_point last_trouble_{};
+  // The context of probes: it has no transfer, so their completions mean nothing.
+  Operation probe_;
 };
 
 }  // namespace fabrickv::fabric

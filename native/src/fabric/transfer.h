@@ -37,6 +37,8 @@ struct Peer : IntrusiveList<Peer>::Hook {
   fi_addr_t fi_addr = FI_ADDR_NOTAVAIL;
   bool removing = false;
   bool in_vector = false;
+  // Whether anything was ever posted to it: rxm may then have begun to connect.
+  bool posted = false;
   // Counts the connections that were closed after an error, so that the rest of their errors closes no later one.
   uint64_t connection = 0;
   uint32_t operations_in_flight = 0;
