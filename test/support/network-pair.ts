@@ -82,6 +82,18 @@ export class NetworkPair implements AsyncDisposable {
     await run('ip', ['netns', 'exec', namespace, 'nft', rules.join('; ')]);
   }
 
+  /** New connections to a host are dropped, except to one port; it can open its own. Taken back as {@link dropAllBut} is. */
+  async dropIncoming({ namespace, device }: Host, port: number): Promise<void> {
+    const rules = [
+      'add table inet cut',
+      'add chain inet cut arriving { type filter hook input priority 0; policy accept; }',
+      'add rule inet cut arriving ct state established,related accept',
+      `add rule inet cut arriving iifname ${device} tcp dport ${port} accept`,
+      `add rule inet cut arriving iifname ${device} drop`,
+    ];
+    await run('ip', ['netns', 'exec', namespace, 'nft', rules.join('; ')]);
+  }
+
   /** Takes {@link dropAllBut} back. */
   async dropNothing({ namespace }: Host): Promise<void> {
     await run('ip', ['netns', 'exec', namespace, 'nft', 'delete table inet cut']);
