@@ -5,11 +5,11 @@
 import { isUtf8 } from 'node:buffer';
 import type { Region } from '../client/index.js';
 import { FabricKvError } from '../protocol/errors.js';
+import type { Command, TaskContext, TaskResult } from './command.js';
 import { unlessAborted } from './interruption.js';
 import { writeAll } from './io.js';
 import { type OutputFile, prepareOutput } from './local-files.js';
 import { createProgress } from './progress.js';
-import type { Command, TaskContext, TaskResult } from './run-task.js';
 import { type Transfer, transferObject, transferText } from './transfer-result.js';
 
 /** A value is written out in pieces of this length, so that Ctrl-C is heard between them. */

@@ -3,8 +3,8 @@
  */
 
 import { formatDuration } from '../protocol/units.js';
+import type { Command } from './command.js';
 import { EXIT } from './exit-codes.js';
-import type { Command } from './run-task.js';
 import { simple } from './small-commands.js';
 import { roundMs } from './transfer-result.js';
 

@@ -8,10 +8,10 @@ import { FabricKvError } from '../protocol/errors.js';
 import { formatSize } from '../protocol/units.js';
 import { usageError } from './arguments.js';
 import type { ClientTask } from './client-arguments.js';
+import type { Command, TaskContext, TaskResult } from './command.js';
 import { unlessAborted } from './interruption.js';
 import { type InputFile, openInput, readFully } from './local-files.js';
 import { createProgress } from './progress.js';
-import type { Command, TaskContext, TaskResult } from './run-task.js';
 import { transferObject, transferText } from './transfer-result.js';
 
 /** Files up to this length are put from a Buffer: they cost a copy, but no memory of their own to register. */

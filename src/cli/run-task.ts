@@ -7,14 +7,13 @@ import { KvClient } from '../client/index.js';
 import { checkKey, redactKey } from '../protocol/keys.js';
 import { usageError } from './arguments.js';
 import type { ClientTask } from './client-arguments.js';
-import type { clientSettings } from './client-settings.js';
+import type { ClientValues, Command, TaskResult } from './command.js';
 import { getCommand } from './get-command.js';
 import { type Interruption, unlessAborted } from './interruption.js';
 import { type CommandIo, writeAll } from './io.js';
 import { createLogger } from './logging.js';
 import { pingCommand } from './ping-command.js';
 import { putCommand } from './put-command.js';
-import type { SettingValues } from './settings.js';
 import { deleteCommand, existsCommand, statCommand } from './small-commands.js';
 
 /** The first connection must be there within this, or within --timeout if that is less. */
@@ -22,43 +21,6 @@ const CONNECT_TIMEOUT_MS_MAX = 5000;
 
 /** Saying goodbye must not hold a command that is done. */
 const CLOSE_TIMEOUT_MS = 1000;
-
-/** The values of kv-client's settings. */
-export type ClientValues = SettingValues<typeof clientSettings>;
-
-/** What a command works with. */
-export interface TaskContext {
-  readonly client: KvClient;
-  readonly key: Uint8Array;
-  /** The key as it is shown. */
-  readonly keyText: string;
-  readonly values: ClientValues;
-  readonly io: CommandIo;
-  readonly interruption: Interruption;
-  /** For an operation that starts now: what connecting has left of --timeout, and Ctrl-C. */
-  callOptions(): { readonly timeoutMs: number; readonly signal: AbortSignal };
-}
-
-/** How a command ends. */
-export interface TaskResult {
-  readonly exitCode: number;
-  /** For --json. */
-  readonly object: Readonly<Record<string, unknown>>;
-  /** In words; undefined when there is nothing to say. */
-  readonly text: string | undefined;
-  /** Standard output carries the value, so that the object goes to stderr; otherwise it goes to stdout. */
-  readonly stdoutIsTaken?: boolean;
-}
-
-/** A command: `prepare` finds what is wrong here before the server is troubled. */
-export interface Command {
-  prepare(task: ClientTask, values: ClientValues, interruption: Interruption): Promise<PreparedCommand>;
-}
-
-/** A command that can be run, and holds files that are to be closed. */
-export interface PreparedCommand extends AsyncDisposable {
-  run(context: TaskContext): Promise<TaskResult>;
-}
 
 const COMMANDS: Readonly<Record<ClientTask['command'], Command>> = {
   put: putCommand,

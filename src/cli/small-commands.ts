@@ -3,8 +3,8 @@
  */
 
 import { FabricKvError } from '../protocol/errors.js';
+import type { Command, TaskContext, TaskResult } from './command.js';
 import { EXIT } from './exit-codes.js';
-import type { Command, TaskContext, TaskResult } from './run-task.js';
 import { crcText, roundMs } from './transfer-result.js';
 
 /** A command that needs nothing but the connection. */

@@ -2,7 +2,7 @@
  * What put and get tell of a transfer.
  */
 
-import type { TaskContext } from './run-task.js';
+import type { TaskContext } from './command.js';
 
 /** What both know of a transfer when it is done. */
 export interface Transfer {

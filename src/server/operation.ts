@@ -40,3 +40,15 @@ export interface OperationHost {
   /** The operation is over: forget it. */
   finished(operationId: number): void;
 }
+
+/** What the handling of a session's messages needs of it, beside what its operations need. */
+export interface OperationTable extends OperationHost {
+  /** An operation in flight. */
+  operation(operationId: number): ActiveOperation | undefined;
+  /** An operation goes on beyond this turn. */
+  started(operationId: number, operation: ActiveOperation): void;
+  /** The time that an operation asks for, within bounds. */
+  timeoutMs(deadlineMs: number): number;
+  /** Whether the session has ended: then nothing new is begun. */
+  readonly ended: boolean;
+}

@@ -19,8 +19,8 @@ import type { OperationTrace } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger, toThreshold } from '../protocol/wire.js';
 import { InlineGet, RdmaGet, type ResolvedSink } from './get-operation.js';
 import { allocateExtents, checkLength, refuseOptions, remember } from './mutations.js';
+import type { OperationTable } from './operation.js';
 import { PutOperation } from './put-operation.js';
-import type { Session } from './session.js';
 import type { Extent } from './store/arena.js';
 import type { StoredValue } from './store/store.js';
 
@@ -31,7 +31,7 @@ const NEED_AN_ID: ReadonlySet<string> = new Set(['get', 'put', 'putOpen', 'putCo
  * Does what a message asks for. What is wrong with the operation is its own failure; only what breaks the protocol is
  * thrown, and ends the session.
  */
-export function handleOperation(session: Session, operationId: number, message: ClientMessage__Output): void {
+export function handleOperation(session: OperationTable, operationId: number, message: ClientMessage__Output): void {
   const operation = session.operation(operationId);
   if (operationId === 0 && message.body !== undefined && NEED_AN_ID.has(message.body)) {
     session.fail(0, new FabricKvError('ERR_FABRICKV_PROTOCOL', `${message.body} without an operation_id`));
@@ -63,7 +63,7 @@ export function handleOperation(session: Session, operationId: number, message: 
   }
 }
 
-function get(session: Session, operationId: number, request: Get__Output): void {
+function get(session: OperationTable, operationId: number, request: Get__Output): void {
   const { context } = session;
   const trace = session.trace('get', operationId, request.key, 'get.received');
   attempt(session, operationId, trace, () => {
@@ -113,7 +113,12 @@ function get(session: Session, operationId: number, request: Get__Output): void 
   });
 }
 
-function getInOneMessage(session: Session, operationId: number, trace: OperationTrace, value: StoredValue): void {
+function getInOneMessage(
+  session: OperationTable,
+  operationId: number,
+  trace: OperationTrace,
+  value: StoredValue,
+): void {
   const { counters, store } = session.context;
   // Copied, because the frame is encoded later in this turn, and the extent may have been freed by then.
   const bytes = Buffer.from(store.arena.read(value.extents, 0, value.length));
@@ -140,11 +145,11 @@ function getInOneMessage(session: Session, operationId: number, trace: Operation
 }
 
 /** The extents of a small value in a fragmented arena. */
-function* pieces(session: Session, value: StoredValue): Iterable<Buffer> {
+function* pieces(session: OperationTable, value: StoredValue): Iterable<Buffer> {
   for (const extent of value.extents) yield session.context.store.arena.view(extent);
 }
 
-function resolveSink(session: Session, { sink }: Get__Output, length: number): ResolvedSink | undefined {
+function resolveSink(session: OperationTable, { sink }: Get__Output, length: number): ResolvedSink | undefined {
   if (sink === null) return undefined;
   const region = session.region(sink.regionId);
   if (region === undefined) throw new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', `no region ${sink.regionId}`);
@@ -159,7 +164,7 @@ function resolveSink(session: Session, { sink }: Get__Output, length: number): R
   return sinkLength < length ? undefined : { region, offset };
 }
 
-function put(session: Session, operationId: number, request: Put__Output): void {
+function put(session: OperationTable, operationId: number, request: Put__Output): void {
   const { context, clientId } = session;
   const trace = session.trace('put', operationId, request.key, 'put.received');
   trace.bytes = request.value.length;
@@ -193,7 +198,7 @@ function put(session: Session, operationId: number, request: Put__Output): void 
 }
 
 function storeInline(
-  session: Session,
+  session: OperationTable,
   operationId: number,
   { namespace, key, value, crc32c: announced }: Put__Output,
   extents: readonly Extent[],
@@ -218,7 +223,7 @@ function storeInline(
   trace.finish('put.done', { path: 'inline' });
 }
 
-function putOpen(session: Session, operationId: number, request: PutOpen__Output): void {
+function putOpen(session: OperationTable, operationId: number, request: PutOpen__Output): void {
   const { context } = session;
   const trace = session.trace('put', operationId, request.key, 'put.received');
   if (replay(session, operationId, () => putOpen(session, operationId, request))) return;
@@ -242,7 +247,7 @@ function putOpen(session: Session, operationId: number, request: PutOpen__Output
   });
 }
 
-function putCommit(session: Session, operationId: number, commit: PutCommit__Output): void {
+function putCommit(session: OperationTable, operationId: number, commit: PutCommit__Output): void {
   const operation = session.operation(operationId);
   if (operation instanceof PutOperation) {
     operation.onCommit(commit);
@@ -253,7 +258,7 @@ function putCommit(session: Session, operationId: number, commit: PutCommit__Out
   if (!replay(session, operationId, grantEnded)) grantEnded();
 }
 
-function remove(session: Session, operationId: number, request: Delete__Output): void {
+function remove(session: OperationTable, operationId: number, request: Delete__Output): void {
   const { context, clientId } = session;
   const trace = session.trace('delete', operationId, request.key, 'delete.received');
   if (replay(session, operationId, () => remove(session, operationId, request))) return;
@@ -274,7 +279,7 @@ function remove(session: Session, operationId: number, request: Delete__Output):
   });
 }
 
-function exists(session: Session, operationId: number, request: Exists__Output): void {
+function exists(session: OperationTable, operationId: number, request: Exists__Output): void {
   const trace = session.trace('exists', operationId, request.key, 'exists.received');
   attempt(session, operationId, trace, () => {
     checkKey(request.key);
@@ -284,7 +289,7 @@ function exists(session: Session, operationId: number, request: Exists__Output):
   });
 }
 
-function stat(session: Session, operationId: number, request: Stat__Output): void {
+function stat(session: OperationTable, operationId: number, request: Stat__Output): void {
   const trace = session.trace('stat', operationId, request.key, 'stat.received');
   attempt(session, operationId, trace, () => {
     checkKey(request.key);
@@ -307,7 +312,7 @@ function stat(session: Session, operationId: number, request: Stat__Output): voi
   });
 }
 
-function ping(session: Session, operationId: number): void {
+function ping(session: OperationTable, operationId: number): void {
   const { context } = session;
   const trace = session.trace('ping', operationId, undefined, 'ping.received');
   const counters = context.report();
@@ -329,7 +334,7 @@ function ping(session: Session, operationId: number): void {
 }
 
 /** Answers with the first result of a mutation that was asked for before; or does it, when that changed nothing. */
-function replay(session: Session, operationId: number, again: () => void): boolean {
+function replay(session: OperationTable, operationId: number, again: () => void): boolean {
   return session.context.history.find(session.clientId, operationId, (result) => {
     // A session that has ended meanwhile starts nothing: its client asks again on another one.
     if (session.ended) return;
@@ -343,7 +348,7 @@ function replay(session: Session, operationId: number, again: () => void): boole
 }
 
 /** Does a piece of work; what it throws is the operation's failure. */
-function attempt(session: Session, operationId: number, trace: OperationTrace, work: () => void): void {
+function attempt(session: OperationTable, operationId: number, trace: OperationTrace, work: () => void): void {
   try {
     work();
   } catch (error) {
@@ -357,11 +362,11 @@ function attempt(session: Session, operationId: number, trace: OperationTrace, w
   }
 }
 
-function refuseWhenStopping(session: Session): void {
+function refuseWhenStopping(session: OperationTable): void {
   if (session.context.stopping !== undefined) throw session.context.stopping;
 }
 
-function refuseDuplicate(session: Session, operationId: number): void {
+function refuseDuplicate(session: OperationTable, operationId: number): void {
   if (session.operation(operationId) !== undefined) {
     throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `operation ${operationId} is in flight already`);
   }

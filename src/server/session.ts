@@ -23,7 +23,7 @@ import { toFailure, toStatus } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
 import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger, UINT64_MAX } from '../protocol/wire.js';
 import type { Negotiated } from './data-plane.js';
-import type { ActiveOperation, OperationHost } from './operation.js';
+import type { ActiveOperation, OperationTable } from './operation.js';
 import { OperationGate } from './operation-gate.js';
 import { REGIONS_PER_SESSION_MAX } from './options.js';
 import type { Peer, PeerRegion } from './peers.js';
@@ -55,7 +55,7 @@ const TURN_MS_MAX = 10;
 const CLOCK_INTERVAL = 16;
 
 /** One stream, from its Hello to its end. */
-export class Session implements OperationHost {
+export class Session implements OperationTable {
   readonly id: bigint;
   readonly gate: OperationGate;
   clientId = 0n;
