@@ -1,25 +1,30 @@
-#include <node_api.h>
+#include <napi.h>
 
 #include "binding/environment.h"
 #include "binding/fabric_binding.h"
 #include "binding/memory_binding.h"
-#include "binding/napi_util.h"
+
+namespace {
 
 // NativeAddon of src/fabric/addon.ts. Runs once per environment: the main thread, and every worker that loads it.
-NAPI_MODULE_INIT() {
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   using namespace fabrickv::binding;
   const auto environment = Environment::attach(env);
   if (environment == nullptr) {
-    napi_throw_error(env, nullptr, "no handle can be opened on this event loop");
-    return nullptr;
+    Napi::Error::New(env, "no handle can be opened on this event loop").ThrowAsJavaScriptException();
+    return exports;
   }
 #ifdef FABRICKV_HAVE_LIBFABRIC
-  set(env, exports, "builtWithLibfabric", make_boolean(env, true));
+  exports.Set("builtWithLibfabric", true);
 #else
-  set(env, exports, "builtWithLibfabric", make_boolean(env, false));
+  exports.Set("builtWithLibfabric", false);
 #endif
-  set(env, exports, "completions", environment->make_completions());
-  define_memory(env, exports);
-  define_fabric(env, exports);
+  exports.Set("completions", environment->make_completions());
+  define_memory(exports);
+  define_fabric(exports);
   return exports;
 }
+
+}  // namespace
+
+NODE_API_MODULE(fabrickv, initialize)

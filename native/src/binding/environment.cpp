@@ -1,59 +1,36 @@
 #include "binding/environment.h"
 
-#include "binding/napi_util.h"
+#include <utility>
+
 #include "binding/rail_table.h"
 
 namespace fabrickv::binding {
 
-Environment::Environment(napi_env env) : env_(env) {}
+Environment::Environment(Napi::Env env) : env_(env) {}
 
 Environment::~Environment() = default;
 
-std::shared_ptr<Environment> Environment::attach(napi_env env) {
+std::shared_ptr<Environment> Environment::attach(Napi::Env env) {
   auto environment = std::make_shared<Environment>(env);
   environment->wakeup_ = Wakeup::create(env, on_wakeup, environment.get());
   if (environment->wakeup_ == nullptr) return nullptr;
   environment->rails_ = std::make_unique<RailTable>(*environment);
-  napi_async_init(
-      env, nullptr,
-      [env] {
-        napi_value name = nullptr;
-        napi_create_string_utf8(env, "fabrickv", NAPI_AUTO_LENGTH, &name);
-        return name;
-      }(),
-      &environment->async_context_);
+  // Not Napi::AsyncContext: Node holds the resource that it would pass weakly, and the context is lost with it.
+  napi_async_init(env, nullptr, Napi::String::New(env, "fabrickv"), &environment->async_context_);
   // The instance data keeps the environment until Node has run every finalizer; finalizers keep it themselves as well.
-  napi_set_instance_data(
-      env, new std::shared_ptr<Environment>(environment),
-      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Environment>*>(data); }, nullptr);
+  env.SetInstanceData(new std::shared_ptr<Environment>(environment));
   napi_add_async_cleanup_hook(env, on_cleanup, environment.get(), &environment->cleanup_);
   return environment;
 }
 
-Environment& Environment::of(napi_env env) {
-  void* data = nullptr;
-  napi_get_instance_data(env, &data);
-  return **static_cast<std::shared_ptr<Environment>*>(data);
+Environment& Environment::of(Napi::Env env) {
+  return **env.GetInstanceData<std::shared_ptr<Environment>>();
 }
 
-napi_value Environment::make_completions() {
-  napi_value buffer = nullptr;
-  napi_value array = nullptr;
-  auto* keep = new std::shared_ptr<Environment>(shared_from_this());
-  const napi_status status = napi_create_external_arraybuffer(
-      env_, completions_.data(), sizeof completions_,
-      [](napi_env, void*, void* hint) { delete static_cast<std::shared_ptr<Environment>*>(hint); }, keep, &buffer);
-  if (status != napi_ok) {
-    delete keep;
-    return nullptr;
-  }
-  napi_create_typedarray(env_, napi_float64_array, completions_.size(), buffer, 0, &array);
-  return array;
-}
-
-void Environment::set_loan_handler(napi_value handler) {
-  if (loan_handler_ != nullptr) napi_delete_reference(env_, loan_handler_);
-  napi_create_reference(env_, handler, 1, &loan_handler_);
+Napi::Value Environment::make_completions() {
+  const auto buffer = Napi::ArrayBuffer::New(env_, completions_.data(), sizeof completions_,
+                                             [keep = shared_from_this()](Napi::Env, void*) {});
+  return Napi::Float64Array::New(env_, completions_.size(), buffer, 0);
 }
 
 void Environment::loan_returned(double loan) {
@@ -66,32 +43,26 @@ void Environment::on_wakeup(void* self) {
   auto& environment = *static_cast<Environment*>(self);
   // JavaScript may end the environment in between.
   const std::shared_ptr<Environment> keep = environment.shared_from_this();
-  napi_handle_scope scope = nullptr;
-  if (napi_open_handle_scope(environment.env_, &scope) != napi_ok) return;
+  const Napi::HandleScope scope(environment.env_);
   environment.rails_->deliver();
   environment.deliver_loans();
-  napi_close_handle_scope(environment.env_, scope);
 }
 
 void Environment::deliver_loans() {
-  if (returned_loans_.empty() || loan_handler_ == nullptr) return;
-  const std::vector<double> returned = std::move(returned_loans_);
-  returned_loans_.clear();
-  napi_value list = nullptr;
-  napi_create_array_with_length(env_, returned.size(), &list);
-  for (size_t i = 0; i < returned.size(); i++) {
-    napi_set_element(env_, list, static_cast<uint32_t>(i), make_number(env_, returned[i]));
-  }
-  call(loan_handler_, 1, &list);
+  if (returned_loans_.empty() || loan_handler_.IsEmpty()) return;
+  const std::vector<double> returned = std::exchange(returned_loans_, {});
+  auto list = Napi::Array::New(env_, returned.size());
+  for (uint32_t i = 0; i < returned.size(); i++) list.Set(i, returned[i]);
+  call(loan_handler_, {list});
 }
 
-void Environment::call(napi_ref function, size_t count, const napi_value* arguments) {
-  napi_value receiver = nullptr;
-  napi_value callee = nullptr;
-  // A receiver of undefined would make napi_make_callback fail without a word.
-  napi_get_global(env_, &receiver);
-  if (napi_get_reference_value(env_, function, &callee) != napi_ok || callee == nullptr) return;
-  const napi_status status = napi_make_callback(env_, async_context_, receiver, callee, count, arguments, nullptr);
+void Environment::call(const Napi::FunctionReference& function, std::initializer_list<napi_value> arguments) {
+  const Napi::Function callee = function.Value();
+  if (callee.IsEmpty()) return;
+  // Not Function::MakeCallback, which would throw again what the function threw, with nobody to catch it. A receiver of
+  // undefined would make the call fail without a word.
+  const napi_status status =
+      napi_make_callback(env_, async_context_, env_.Global(), callee, arguments.size(), arguments.begin(), nullptr);
   if (status != napi_pending_exception) return;
   napi_value thrown = nullptr;
   if (napi_get_and_clear_last_exception(env_, &thrown) == napi_ok) napi_fatal_exception(env_, thrown);
@@ -109,6 +80,8 @@ void Environment::shut_down() {
   stopping_.store(true);
   rails_->shut_down();
   mappings.clear();
+  // While there still is an environment to delete the reference in.
+  loan_handler_.Reset();
 }
 
 }  // namespace fabrickv::binding

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <map>
+#include <initializer_list>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -24,14 +24,14 @@ class Environment : public std::enable_shared_from_this<Environment> {
   // Pairs of a batch of completions.
   static constexpr size_t kBatch = 512;
 
-  explicit Environment(napi_env env);
+  explicit Environment(Napi::Env env);
   ~Environment();
 
   // Binds itself to the environment: instance data, the wake-up, the clean-up hook.
-  static std::shared_ptr<Environment> attach(napi_env env);
-  static Environment& of(napi_env env);
+  static std::shared_ptr<Environment> attach(Napi::Env env);
+  static Environment& of(Napi::Env env);
 
-  napi_env env() const { return env_; }
+  Napi::Env env() const { return env_; }
   // Tasks on libuv's pool give up at their next step: the process is about to end, and would wait for them.
   void stop_tasks() { stopping_.store(true); }
   // Any thread: true when tasks on libuv's pool should give up.
@@ -43,15 +43,15 @@ class Environment : public std::enable_shared_from_this<Environment> {
   std::unordered_map<uint64_t, std::shared_ptr<memory::Mapping>> mappings;
 
   // The Float64Array of addon.ts, which batches of completions are written into.
-  napi_value make_completions();
+  Napi::Value make_completions();
   std::array<double, 2 * kBatch>& completions() { return completions_; }
 
-  void set_loan_handler(napi_value handler);
+  void set_loan_handler(Napi::Function handler) { loan_handler_ = Napi::Persistent(handler); }
   // A lent ArrayBuffer's memory cannot be reached any more; told to JavaScript in the next batch.
   void loan_returned(double loan);
 
   // Calls a function of JavaScript's from the event loop. What it throws becomes an uncaught exception.
-  void call(napi_ref function, size_t count, const napi_value* arguments);
+  void call(const Napi::FunctionReference& function, std::initializer_list<napi_value> arguments);
 
  private:
   static void on_wakeup(void* self);
@@ -59,12 +59,12 @@ class Environment : public std::enable_shared_from_this<Environment> {
   void deliver_loans();
   void shut_down();
 
-  const napi_env env_;
+  const Napi::Env env_;
   std::atomic<bool> stopping_{false};
   bool shut_down_ = false;
   napi_async_context async_context_ = nullptr;
   napi_async_cleanup_hook_handle cleanup_ = nullptr;
-  napi_ref loan_handler_ = nullptr;
+  Napi::FunctionReference loan_handler_;
   std::vector<double> returned_loans_;
   std::array<double, 2 * kBatch> completions_{};
   std::shared_ptr<Wakeup> wakeup_;

@@ -19,13 +19,13 @@ using MappingRef = std::shared_ptr<Mapping>;
 // Copies and checks go in steps, between which a process that ends is noticed.
 constexpr size_t kStepBytes = size_t{64} << 20;
 
-MappingRef find_mapping(napi_env env, uint64_t id) {
-  auto& mappings = Environment::of(env).mappings;
-  const auto found = mappings.find(id);
+MappingRef find_mapping(const Napi::CallbackInfo& info) {
+  auto& mappings = Environment::of(info.Env()).mappings;
+  const auto found = mappings.find(to_count(info[0]));
   return found == mappings.end() ? nullptr : found->second;
 }
 
-napi_value out_of_bounds(napi_env env, const char* call) {
+Napi::Object out_of_bounds(Napi::Env env, const char* call) {
   return make_details(env, {"INVALID_ARGUMENT", call, "the range is outside the mapping, or the mapping is closed"});
 }
 
@@ -33,26 +33,24 @@ napi_value out_of_bounds(napi_env env, const char* call) {
 
 class MapTask : public Task {
  public:
-  explicit MapTask(const memory::MapOptions& options) : options_(options) {}
+  MapTask(Napi::Env env, const memory::MapOptions& options) : Task(env), options_(options) {
+    options_.stop = &environment().stopping();
+  }
 
  private:
-  void run() override {
-    options_.stop = &environment().stopping();
-    mapping_ = Mapping::create(options_, failure_);
-  }
-  napi_value result(napi_env env, bool& failed) override {
+  void Execute() override { mapping_ = Mapping::create(options_, failure_); }
+  void OnOK() override {
     if (mapping_ == nullptr) {
-      failed = true;
       const std::string text = "mapping " + std::to_string(options_.size_bytes) +
                                " bytes: " + std::generic_category().message(failure_.error_number);
-      return make_details(env, {"MAPPING_FAILED", failure_.call, text, failure_.error_number});
+      return reject(make_details(Env(), {"MAPPING_FAILED", failure_.call, text, failure_.error_number}));
     }
     const uint64_t id = mapping_->serial();
-    napi_value object = make_object(env);
-    set(env, object, "id", make_number(env, static_cast<double>(id)));
-    set(env, object, "hugePages", make_boolean(env, mapping_->huge_pages()));
+    auto object = Napi::Object::New(Env());
+    object.Set("id", id);
+    object.Set("hugePages", mapping_->huge_pages());
     environment().mappings[id] = std::move(mapping_);
-    return object;
+    resolve(object);
   }
 
   memory::MapOptions options_;
@@ -60,28 +58,24 @@ class MapTask : public Task {
   MappingRef mapping_;
 };
 
-napi_value map_memory(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
+Napi::Value map_memory(const Napi::CallbackInfo& info) {
   memory::MapOptions options;
-  options.size_bytes = arguments.count(0);
-  options.prefault = arguments.boolean(1);
-  options.huge_pages = arguments.boolean(2);
-  return Task::start(env, std::make_unique<MapTask>(options));
+  options.size_bytes = to_count(info[0]);
+  options.prefault = to_boolean(info[1]);
+  options.huge_pages = to_boolean(info[2]);
+  return Task::start(std::make_unique<MapTask>(info.Env(), options));
 }
 
-napi_value close_mapping(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  Environment::of(env).mappings.erase(arguments.count(0));
-  return nullptr;
+void close_mapping(const Napi::CallbackInfo& info) {
+  Environment::of(info.Env()).mappings.erase(to_count(info[0]));
 }
 
-napi_value stop_tasks(napi_env env, napi_callback_info) {
-  Environment::of(env).stop_tasks();
-  return nullptr;
+void stop_tasks(const Napi::CallbackInfo& info) {
+  Environment::of(info.Env()).stop_tasks();
 }
 
-napi_value live_mappings(napi_env env, napi_callback_info) {
-  return make_number(env, static_cast<double>(Mapping::live_count()));
+Napi::Value live_mappings(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(Mapping::live_count()));
 }
 
 // --- views and loans ---
@@ -99,7 +93,13 @@ void release_hold(napi_env, void*, void* hint) {
   if (hold->is_loan) hold->environment->loan_returned(hold->loan);
 }
 
-napi_value make_view(napi_env env, std::unique_ptr<Hold> hold, uint64_t offset, uint64_t length, const char* call) {
+// Calls Node-API itself: that a runtime has no external ArrayBuffers is an answer, and not to be thrown.
+Napi::Value make_view(const Napi::CallbackInfo& info, const char* call, bool is_loan) {
+  const Napi::Env env = info.Env();
+  const uint64_t offset = to_count(info[1]);
+  const uint64_t length = to_count(info[2]);
+  auto hold = std::make_unique<Hold>(
+      Hold{find_mapping(info), Environment::of(env).shared_from_this(), is_loan, is_loan ? to_number(info[3]) : 0});
   if (hold->mapping == nullptr || !hold->mapping->contains(offset, length)) return out_of_bounds(env, call);
   napi_value buffer = nullptr;
   napi_status status = napi_ok;
@@ -121,35 +121,25 @@ napi_value make_view(napi_env env, std::unique_ptr<Hold> hold, uint64_t offset, 
         env, {"MAPPING_FAILED", "napi_create_external_arraybuffer", "this runtime has no external ArrayBuffers"});
   }
   [[maybe_unused]] Hold* owned_by_the_finalizer = hold.release();
-  return buffer;
+  return {env, buffer};
 }
 
-napi_value view_mapping(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  auto hold = std::make_unique<Hold>(
-      Hold{find_mapping(env, arguments.count(0)), Environment::of(env).shared_from_this(), false, 0});
-  return make_view(env, std::move(hold), arguments.count(1), arguments.count(2), "buffer");
+Napi::Value view_mapping(const Napi::CallbackInfo& info) {
+  return make_view(info, "buffer", false);
 }
 
-napi_value lend_mapping(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  auto hold = std::make_unique<Hold>(
-      Hold{find_mapping(env, arguments.count(0)), Environment::of(env).shared_from_this(), true, arguments.number(3)});
-  return make_view(env, std::move(hold), arguments.count(1), arguments.count(2), "lend");
+Napi::Value lend_mapping(const Napi::CallbackInfo& info) {
+  return make_view(info, "lend", true);
 }
 
-napi_value detach(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  bool detached = false;
-  if (napi_is_detached_arraybuffer(env, arguments[0], &detached) != napi_ok || detached)
-    return make_boolean(env, false);
-  return make_boolean(env, napi_detach_arraybuffer(env, arguments[0]) == napi_ok);
+Napi::Value detach(const Napi::CallbackInfo& info) {
+  bool detached = true;
+  const bool is_attached = napi_is_detached_arraybuffer(info.Env(), info[0], &detached) == napi_ok && !detached;
+  return Napi::Boolean::New(info.Env(), is_attached && napi_detach_arraybuffer(info.Env(), info[0]) == napi_ok);
 }
 
-napi_value on_loans_returned(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  Environment::of(env).set_loan_handler(arguments[0]);
-  return nullptr;
+void on_loans_returned(const Napi::CallbackInfo& info) {
+  Environment::of(info.Env()).set_loan_handler(info[0].As<Napi::Function>());
 }
 
 // --- copying and checking ---
@@ -158,11 +148,18 @@ enum class Direction { kIn, kOut, kCheck };
 
 class CopyTask : public Task {
  public:
-  CopyTask(Direction direction, MappingRef mapping, std::span<std::byte> within, std::byte* other, uint32_t seed)
-      : direction_(direction), mapping_(std::move(mapping)), within_(within), other_(other), crc_(seed) {}
+  // `other` is empty where there is only something to check.
+  CopyTask(Napi::Env env, Direction direction, MappingRef mapping, std::span<std::byte> within,
+           const Napi::Value& other, uint32_t seed)
+      : Task(env, other),
+        direction_(direction),
+        mapping_(std::move(mapping)),
+        within_(within),
+        other_(to_bytes(other).data()),
+        crc_(seed) {}
 
  private:
-  void run() override {
+  void Execute() override {
     for (size_t at = 0; at < within_.size(); at += kStepBytes) {
       if (environment().stopping().load(std::memory_order_relaxed)) return;
       const std::span<std::byte> step = within_.subspan(at, std::min(kStepBytes, within_.size() - at));
@@ -179,7 +176,7 @@ class CopyTask : public Task {
       }
     }
   }
-  napi_value result(napi_env env, bool&) override { return make_number(env, crc_); }
+  void OnOK() override { resolve(Napi::Number::New(Env(), crc_)); }
 
   const Direction direction_;
   const MappingRef mapping_;
@@ -188,83 +185,83 @@ class CopyTask : public Task {
   uint32_t crc_;
 };
 
-napi_value reject(napi_env env, napi_value reason) {
+// A promise that is rejected. As in Task::start, it must not be garbage when a worker is being terminated.
+Napi::Value rejected(Napi::Env env, napi_value reason) {
   napi_deferred deferred = nullptr;
   napi_value promise = nullptr;
   napi_create_promise(env, &deferred, &promise);
   napi_reject_deferred(env, deferred, reason);
-  return promise;
+  return {env, promise};
 }
 
-napi_value start_copy(napi_env env, napi_callback_info info, Direction direction, const char* call) {
-  const Arguments arguments(env, info);
-  MappingRef mapping = find_mapping(env, arguments.count(0));
-  const uint64_t offset = arguments.count(1);
-  const std::span<std::byte> other = direction == Direction::kCheck ? std::span<std::byte>() : arguments.bytes(2);
-  const uint64_t length = direction == Direction::kCheck ? arguments.count(2) : other.size();
-  if (mapping == nullptr || !mapping->contains(offset, length)) return reject(env, out_of_bounds(env, call));
+Napi::Value start_copy(const Napi::CallbackInfo& info, Direction direction, const char* call) {
+  MappingRef mapping = find_mapping(info);
+  const uint64_t offset = to_count(info[1]);
+  const bool copies = direction != Direction::kCheck;
+  const uint64_t length = copies ? to_bytes(info[2]).size() : to_count(info[2]);
+  if (mapping == nullptr || !mapping->contains(offset, length)) {
+    return rejected(info.Env(), out_of_bounds(info.Env(), call));
+  }
   const std::span<std::byte> within = mapping->range(offset, length);
-  auto task = std::make_unique<CopyTask>(direction, std::move(mapping), within, other.data(), arguments.word(3));
-  return Task::start(env, std::move(task), direction == Direction::kCheck ? nullptr : arguments[2]);
+  return Task::start(std::make_unique<CopyTask>(info.Env(), direction, std::move(mapping), within,
+                                                copies ? info[2] : Napi::Value(), to_word(info[3])));
 }
 
-napi_value copy_in(napi_env env, napi_callback_info info) {
-  return start_copy(env, info, Direction::kIn, "copyIn");
+Napi::Value copy_in(const Napi::CallbackInfo& info) {
+  return start_copy(info, Direction::kIn, "copyIn");
 }
 
-napi_value copy_out(napi_env env, napi_callback_info info) {
-  return start_copy(env, info, Direction::kOut, "copyOut");
+Napi::Value copy_out(const Napi::CallbackInfo& info) {
+  return start_copy(info, Direction::kOut, "copyOut");
 }
 
-napi_value crc32c_of_mapping(napi_env env, napi_callback_info info) {
-  return start_copy(env, info, Direction::kCheck, "crc32c");
+Napi::Value crc32c_of_mapping(const Napi::CallbackInfo& info) {
+  return start_copy(info, Direction::kCheck, "crc32c");
 }
 
-napi_value copy_sync(napi_env env, napi_callback_info info, bool in) {
-  const Arguments arguments(env, info);
-  const MappingRef mapping = find_mapping(env, arguments.count(0));
-  const uint64_t offset = arguments.count(1);
-  const std::span<std::byte> other = arguments.bytes(2);
-  if (mapping == nullptr || !mapping->contains(offset, other.size()))
-    return out_of_bounds(env, in ? "writeSync" : "readSync");
+Napi::Value copy_sync(const Napi::CallbackInfo& info, bool in) {
+  const MappingRef mapping = find_mapping(info);
+  const uint64_t offset = to_count(info[1]);
+  const std::span<std::byte> other = to_bytes(info[2]);
+  if (mapping == nullptr || !mapping->contains(offset, other.size())) {
+    return out_of_bounds(info.Env(), in ? "writeSync" : "readSync");
+  }
   std::byte* within = mapping->base() + offset;
-  if (other.empty()) return nullptr;
-  std::memcpy(in ? within : other.data(), in ? other.data() : within, other.size());
-  return nullptr;
+  if (!other.empty()) std::memcpy(in ? within : other.data(), in ? other.data() : within, other.size());
+  return {};
 }
 
-napi_value write_sync(napi_env env, napi_callback_info info) {
-  return copy_sync(env, info, true);
+Napi::Value write_sync(const Napi::CallbackInfo& info) {
+  return copy_sync(info, true);
 }
 
-napi_value read_sync(napi_env env, napi_callback_info info) {
-  return copy_sync(env, info, false);
+Napi::Value read_sync(const Napi::CallbackInfo& info) {
+  return copy_sync(info, false);
 }
 
-napi_value crc32c(napi_env env, napi_callback_info info) {
-  const Arguments arguments(env, info);
-  const std::span<std::byte> bytes = arguments.bytes(0);
-  return make_number(env, memory::crc32c(bytes.data(), bytes.size(), arguments.word(1)));
+Napi::Value crc32c(const Napi::CallbackInfo& info) {
+  const std::span<std::byte> bytes = to_bytes(info[0]);
+  return Napi::Number::New(info.Env(), memory::crc32c(bytes.data(), bytes.size(), to_word(info[1])));
 }
 
 }  // namespace
 
-void define_memory(napi_env env, napi_value exports) {
-  set(env, exports, "crc32cImplementation", make_string(env, memory::crc32c_implementation()));
-  define(env, exports, "mapMemory", map_memory);
-  define(env, exports, "closeMapping", close_mapping);
-  define(env, exports, "stopTasks", stop_tasks);
-  define(env, exports, "liveMappings", live_mappings);
-  define(env, exports, "viewMapping", view_mapping);
-  define(env, exports, "lendMapping", lend_mapping);
-  define(env, exports, "detach", detach);
-  define(env, exports, "onLoansReturned", on_loans_returned);
-  define(env, exports, "copyIn", copy_in);
-  define(env, exports, "copyOut", copy_out);
-  define(env, exports, "crc32cOfMapping", crc32c_of_mapping);
-  define(env, exports, "writeSync", write_sync);
-  define(env, exports, "readSync", read_sync);
-  define(env, exports, "crc32c", crc32c);
+void define_memory(Napi::Object exports) {
+  exports.Set("crc32cImplementation", memory::crc32c_implementation());
+  define<map_memory>(exports, "mapMemory");
+  define<close_mapping>(exports, "closeMapping");
+  define<stop_tasks>(exports, "stopTasks");
+  define<live_mappings>(exports, "liveMappings");
+  define<view_mapping>(exports, "viewMapping");
+  define<lend_mapping>(exports, "lendMapping");
+  define<detach>(exports, "detach");
+  define<on_loans_returned>(exports, "onLoansReturned");
+  define<copy_in>(exports, "copyIn");
+  define<copy_out>(exports, "copyOut");
+  define<crc32c_of_mapping>(exports, "crc32cOfMapping");
+  define<write_sync>(exports, "writeSync");
+  define<read_sync>(exports, "readSync");
+  define<crc32c>(exports, "crc32c");
 }
 
 }  // namespace fabrickv::binding

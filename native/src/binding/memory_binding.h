@@ -1,10 +1,10 @@
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 namespace fabrickv::binding {
 
 // The memory functions of NativeAddon in src/fabric/addon.ts.
-void define_memory(napi_env env, napi_value exports);
+void define_memory(Napi::Object exports);
 
 }  // namespace fabrickv::binding

@@ -7,20 +7,19 @@
 namespace fabrickv::binding {
 namespace {
 
-napi_value missing(napi_env env, napi_callback_info) {
-  napi_value details = make_details(env, {"LIBFABRIC_MISSING", "loadLibfabric", "built without libfabric headers"});
-  set(env, details, "hint",
-      make_string(env,
-                  "install libfabric's headers (Debian, Ubuntu: apt-get install libfabric-dev) and run `npm rebuild "
-                  "fabrickv`"));
+Napi::Value missing(const Napi::CallbackInfo& info) {
+  auto details = make_details(info.Env(), {"LIBFABRIC_MISSING", "loadLibfabric", "built without libfabric headers"});
+  details.Set("hint",
+              "install libfabric's headers (Debian, Ubuntu: apt-get install libfabric-dev) and run `npm rebuild "
+              "fabrickv`");
   return details;
 }
 
 }  // namespace
 
-void define_fabric(napi_env env, napi_value exports) {
+void define_fabric(Napi::Object exports) {
   // Everything else is reached through it.
-  define(env, exports, "loadLibfabric", missing);
+  define<missing>(exports, "loadLibfabric");
 }
 
 }  // namespace fabrickv::binding

@@ -3,7 +3,6 @@
 #include <utility>
 #include <vector>
 
-#include "binding/napi_util.h"
 #include "binding/rail_values.h"
 
 namespace fabrickv::binding {
@@ -14,10 +13,10 @@ constexpr int kBatchesPerTurn = 8;
 
 }  // namespace
 
-uint64_t RailTable::add(std::unique_ptr<fabric::Rail> rail, napi_value handler) {
+uint64_t RailTable::add(std::unique_ptr<fabric::Rail> rail, Napi::Function handler) {
   auto entry = std::make_shared<RailEntry>();
   entry->rail = std::move(rail);
-  napi_create_reference(environment_.env(), handler, 1, &entry->handler);
+  entry->handler = Napi::Persistent(handler);
   const uint64_t id = next_id_++;
   rails_[id] = std::move(entry);
   update_liveness();
@@ -34,7 +33,7 @@ std::unique_ptr<fabric::Rail> RailTable::take(uint64_t id) {
   if (found == rails_.end()) return nullptr;
   const std::shared_ptr<RailEntry> entry = found->second;
   rails_.erase(found);
-  napi_delete_reference(environment_.env(), std::exchange(entry->handler, nullptr));
+  entry->handler.Reset();
   update_liveness();
   return std::move(entry->rail);
 }
@@ -61,19 +60,19 @@ bool RailTable::deliver_batch(RailEntry& entry) {
   const bool announce_close = count < outcomes.size() && entry.rail->closed() && !entry.close_announced;
   if (count == 0 && !announce_close) return false;
 
-  const napi_env env = environment_.env();
+  const Napi::Env env = environment_.env();
   auto& pairs = environment_.completions();
-  napi_value details = nullptr;
+  Napi::Array details;
   uint32_t detail_count = 0;
   for (size_t i = 0; i < count; i++) {
     const fabric::Outcome& outcome = outcomes[i];
     const bool is_transfer = outcome.kind == fabric::CompletionKind::kTransfer;
     pairs[2 * i] = is_transfer ? static_cast<double>(outcome.id) : static_cast<double>(outcome.token);
     pairs[2 * i + 1] = -1;
-    napi_value detail = make_detail(env, outcome, entry.rail->info());
-    if (detail == nullptr) continue;
-    if (details == nullptr) napi_create_array(env, &details);
-    napi_set_element(env, details, detail_count, detail);
+    const Napi::Object detail = make_detail(env, outcome, entry.rail->info());
+    if (detail.IsEmpty()) continue;
+    if (details.IsEmpty()) details = Napi::Array::New(env);
+    details.Set(detail_count, detail);
     pairs[2 * i + 1] = detail_count++;
   }
   size_t pair_count = count;
@@ -84,9 +83,7 @@ bool RailTable::deliver_batch(RailEntry& entry) {
     pair_count++;
   }
   entry.batches++;
-  const std::array<napi_value, 2> arguments = {make_number(env, static_cast<double>(pair_count)),
-                                               details == nullptr ? make_undefined(env) : details};
-  environment_.call(entry.handler, arguments.size(), arguments.data());
+  environment_.call(entry.handler, {Napi::Value::From(env, pair_count), details.IsEmpty() ? env.Undefined() : details});
   return count == outcomes.size();
 }
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 #include <cstdint>
 #include <map>
@@ -19,7 +19,7 @@ namespace fabrickv::binding {
 // A rail and whom to tell.
 struct RailEntry {
   std::unique_ptr<fabric::Rail> rail;
-  napi_ref handler = nullptr;
+  Napi::FunctionReference handler;
   uint64_t batches = 0;
   bool close_announced = false;
 };
@@ -29,10 +29,10 @@ class RailTable {
  public:
   explicit RailTable(Environment& environment) : environment_(environment) {}
 
-  uint64_t add(std::unique_ptr<fabric::Rail> rail, napi_value handler);
+  uint64_t add(std::unique_ptr<fabric::Rail> rail, Napi::Function handler);
   // Null for one that is not there.
   RailEntry* find(uint64_t id);
-  // Takes it out, with its handler's reference gone.
+  // Takes it out; its handler is not called any more.
   std::unique_ptr<fabric::Rail> take(uint64_t id);
 
   // Hands what has settled to JavaScript, a batch per call.

@@ -5,7 +5,7 @@
 
 namespace fabrickv::binding {
 
-std::shared_ptr<Wakeup> Wakeup::create(napi_env env, Callback callback, void* context) {
+std::shared_ptr<Wakeup> Wakeup::create(Napi::Env env, Callback callback, void* context) {
   uv_loop_t* loop = nullptr;
   if (napi_get_uv_event_loop(env, &loop) != napi_ok) return nullptr;
   auto wakeup = std::make_shared<Wakeup>();

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <node_api.h>
+#include <napi.h>
 
 #include <functional>
 #include <memory>
@@ -19,7 +19,7 @@ class Wakeup : public std::enable_shared_from_this<Wakeup> {
 
   // Null when the loop will not have it. The callback runs on the loop's thread. The handle does not keep the loop
   // alive until keep_alive(true).
-  static std::shared_ptr<Wakeup> create(napi_env env, Callback callback, void* context);
+  static std::shared_ptr<Wakeup> create(Napi::Env env, Callback callback, void* context);
 
   // Any thread, at any time; does nothing after close().
   void send();
