@@ -72,8 +72,6 @@ Napi::Value list_endpoints(const Napi::CallbackInfo& info) {
   return Task::start(std::make_unique<ListTask>(info.Env(), std::move(query)));
 }
 
-// --- rails ---
-
 RailTable& rails(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).rails();
 }

@@ -29,8 +29,6 @@ Napi::Object out_of_bounds(Napi::Env env, const char* call) {
   return make_details(env, {"INVALID_ARGUMENT", call, "the range is outside the mapping, or the mapping is closed"});
 }
 
-// --- mapping ---
-
 class MapTask : public Task {
  public:
   MapTask(Napi::Env env, const memory::MapOptions& options) : Task(env), options_(options) {
@@ -77,8 +75,6 @@ void stop_tasks(const Napi::CallbackInfo& info) {
 Napi::Value live_mappings(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(Mapping::live_count()));
 }
-
-// --- views and loans ---
 
 // What an external ArrayBuffer holds until its memory cannot be reached any more.
 struct Hold {
@@ -141,8 +137,6 @@ Napi::Value detach(const Napi::CallbackInfo& info) {
 void on_loans_returned(const Napi::CallbackInfo& info) {
   Environment::of(info.Env()).set_loan_handler(info[0].As<Napi::Function>());
 }
-
-// --- copying and checking ---
 
 enum class Direction { kIn, kOut, kCheck };
 

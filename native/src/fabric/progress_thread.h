@@ -10,6 +10,20 @@
 
 namespace fabrickv::fabric {
 
+// The objects of a table know their index, so that taking one out takes no search.
+template <typename T>
+void enter(std::vector<T*>& table, T& element) {
+  element.index = table.size();
+  table.push_back(&element);
+}
+
+template <typename T>
+void strike(std::vector<T*>& table, T& element) {
+  table[element.index] = table.back();
+  table[element.index]->index = element.index;
+  table.pop_back();
+}
+
 // A rail's thread: it opens the endpoint, executes commands, posts and reads completions until it is told to stop, and
 // closes everything. All libfabric objects of the rail live and die on it.
 class ProgressThread final : public Scheduler::Listener {

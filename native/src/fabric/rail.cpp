@@ -141,8 +141,6 @@ void Rail::notify() const {
   if (shared_->sleeping.load(std::memory_order_relaxed)) shared_->wake_fd.notify();
 }
 
-// --- regions ---
-
 Rail::Token Rail::register_region(std::shared_ptr<memory::Mapping> mapping, uint64_t offset, uint64_t length,
                                   bool remote_write, Error& error) {
   if (!may_start("register", error)) return {};
@@ -178,8 +176,6 @@ Rail::Token Rail::deregister_region(uint64_t id, Error& error) {
   if (!region.remote_write) local_regions_.erase({region.mapping->serial(), region.offset});
   return send(CommandKind::kDeregister, &region);
 }
-
-// --- peers and their regions ---
 
 Rail::Token Rail::insert_peer(std::span<const uint8_t> address, Error& error) {
   if (!may_start("insertPeer", error)) return {};
@@ -278,8 +274,6 @@ void Rail::strike_remote(uint32_t slot) {
   if (remote.next != kNone) remotes_[remote.next].previous = remote.previous;
   free_remotes_.push_back(slot);
 }
-
-// --- the end ---
 
 void Rail::close() {
   closing_ = true;

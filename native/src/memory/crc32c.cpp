@@ -18,8 +18,6 @@ namespace {
 constexpr uint32_t kPolynomial = 0x82F63B78;
 constexpr size_t kCopyBlockBytes = 16 * 1024;
 
-// --- the table version: eight bytes at a time (slicing by eight) ---
-
 using Tables = std::array<std::array<uint32_t, 256>, 8>;
 
 constexpr Tables make_tables() {
@@ -61,8 +59,6 @@ uint32_t run_table(uint32_t crc, const uint8_t* data, size_t length) {
 #endif
   return table_bytes(crc, data, length);
 }
-
-// --- the hardware version: three streams, since the instruction takes three cycles and one can start per cycle ---
 
 // Appending zero bytes to a message is a linear map of its CRC; as four tables of 256 it costs four look-ups.
 struct ZerosOperator {
