@@ -324,7 +324,7 @@ export class Peer {
 export class PeerTable {
   private readonly peers = new Map<string, Peer>();
   private readonly inserting = new Map<string, Promise<Peer>>();
-  private readonly removing = new Set<Promise<void>>();
+  private readonly removing = new Map<string, Promise<void>>();
 
   constructor(
     readonly rail: Rail,
@@ -362,18 +362,20 @@ export class PeerTable {
     const name = peer.address.toString('latin1');
     if (this.peers.get(name) === peer) this.peers.delete(name);
     const removing = peer.remove();
-    this.removing.add(removing);
+    this.removing.set(name, removing);
     await removing;
-    this.removing.delete(removing);
+    if (this.removing.get(name) === removing) this.removing.delete(name);
   }
 
   /** Proves for all peers that memory waits for, those that are being removed included. */
   async reclaim(): Promise<void> {
-    await Promise.all([...this.removing, ...[...this.peers.values()].map((peer) => peer.reclaim())]);
+    await Promise.all([...this.removing.values(), ...[...this.peers.values()].map((peer) => peer.reclaim())]);
   }
 
   private async insert(name: string, address: Buffer): Promise<Peer> {
     try {
+      // Removing an address ends every connection to it: one that is just being removed is waited for.
+      await this.removing.get(name);
       const id = await this.rail.insertPeer(address);
       const peer = new Peer(this.rail, address, id, this.mappingId, this.counters, this.logger);
       this.peers.set(name, peer);

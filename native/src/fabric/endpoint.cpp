@@ -61,7 +61,8 @@ bool Endpoint::open_all(const EndpointQuery& query, size_t credits_max, Error& e
     error = provider_missing(library_, query, result);
     return false;
   }
-  description_.transmit_credits = std::clamp<size_t>(info_->tx_attr->size, 1, credits_max);
+  // One is kept back for probes: without a credit rxm puts a post off as it does without a connection.
+  description_.transmit_credits = std::clamp<size_t>(info_->tx_attr->size, 2, credits_max) - 1;
   if (const int result = library_.open_fabric(info_->fabric_attr, fabric_.out(), nullptr); result != 0) {
     return fail("fi_fabric", result, error);
   }

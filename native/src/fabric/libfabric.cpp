@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -171,10 +172,15 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
 
 int get_info(const Libfabric& library, const char* node, uint64_t flags, const fi_info* hints, Info& info) {
   const std::scoped_lock lock(info_mutex);
-  const SignalGuard guard;
+  // Only the first call loads libraries that take signals over. Guarding the others would undo what the program itself
+  // does to its handlers meanwhile.
+  static bool providers_are_loaded = false;
+  std::optional<SignalGuard> guard;
+  if (!providers_are_loaded) guard.emplace();
   fi_info* list = nullptr;
   const int result = library.getinfo(library.api_version, node, nullptr, flags, hints, &list);
   info.reset(list);
+  providers_are_loaded = true;
   return result;
 }
 

@@ -67,6 +67,14 @@ ProgressThread::TakenOut ProgressThread::take_out_of_vector(Peer& peer, int& res
   result = 0;
   if (!peer.in_vector) return TakenOut::kYes;
   if (may_be_connecting(peer) && scheduler_->probe(peer.fi_addr) != 0) return TakenOut::kNotConnected;
+  // EFA does not count how often an address was inserted: the last one that has it takes it out.
+  const bool shared = !endpoint_->info().removal_flushes && std::ranges::any_of(peers_, [&](const Peer* other) {
+    return other != &peer && other->in_vector && other->fi_addr == peer.fi_addr;
+  });
+  if (shared) {
+    peer.in_vector = false;
+    return TakenOut::kYes;
+  }
   result = fi_av_remove(endpoint_->av(), &peer.fi_addr, 1, 0);
   if (result != 0) return TakenOut::kRefused;
   peer.in_vector = false;
@@ -77,10 +85,12 @@ ProgressThread::TakenOut ProgressThread::take_out_of_vector(Peer& peer, int& res
 bool ProgressThread::may_be_connecting(const Peer& peer) const {
   // Once the endpoint is closed there are no connections.
   if (!endpoint_->info().removal_flushes || endpoint_->ep() == nullptr) return false;
-  return std::ranges::any_of(peers_, [&](const Peer* other) {
-    return other->posted && std::ranges::equal(std::span(other->address.data(), other->address_length),
-                                               std::span(peer.address.data(), peer.address_length));
-  });
+  const bool lingers =
+      std::ranges::any_of(lingering_, [&](const Lingering& one) { return one.fi_addr == peer.fi_addr; });
+  return lingers || std::ranges::any_of(peers_, [&](const Peer* other) {
+           return other->posted && std::ranges::equal(std::span(other->address.data(), other->address_length),
+                                                      std::span(peer.address.data(), peer.address_length));
+         });
 }
 
 void ProgressThread::check_removals() {
@@ -129,7 +139,10 @@ void ProgressThread::remove_lingering() {
   lingering_.pop_front();
   const bool in_use = std::ranges::any_of(
       peers_, [&](const Peer* peer) { return peer->in_vector && peer->fi_addr == lingering.fi_addr; });
-  const ssize_t probed = in_use ? -FI_EBUSY : scheduler_->probe(lingering.fi_addr);
+  ssize_t probed = in_use ? -FI_EBUSY : scheduler_->probe(lingering.fi_addr);
+  // The first may have read that the old attempt was turned down; then the second begins one that cannot be answered
+  // yet.
+  if (probed == -FI_EAGAIN) probed = scheduler_->probe(lingering.fi_addr);
   if (probed == 0 || probed == -FI_EAGAIN) {
     if (fi_av_remove(endpoint_->av(), &lingering.fi_addr, 1, 0) == 0) return;
   }

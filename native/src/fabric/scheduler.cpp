@@ -237,11 +237,9 @@ void Scheduler::settle_if_done(Transfer& transfer) {
 }
 
 ssize_t Scheduler::probe(fi_addr_t address) {
-  iovec local = {&probe_.length, 0};
   fi_rma_iov remote = {0, 0, 0};
   fi_msg_rma message{};
-  message.msg_iov = &local;
-  message.iov_count = 1;
+  // No local piece at all: of an empty one verbs would still want a descriptor.
   message.addr = address;
   message.rma_iov = &remote;
   message.rma_iov_count = 1;
