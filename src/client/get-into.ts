@@ -4,6 +4,7 @@
 
 import { crc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
+import type { DataPlane } from './data-plane.js';
 import { GetOperationBase, type SinkTaker } from './get-operation.js';
 import { SYNC_BYTES_MAX } from './limits.js';
 import type { ClientCore } from './operation.js';
@@ -31,24 +32,29 @@ export class GetIntoOperation extends GetOperationBase<ValueInfo, RegionSink> {
     session: Session,
     length: number | undefined,
     inlineMax: number,
-    take: SinkTaker<RegionSink>,
+    { take, refuse }: SinkTaker<RegionSink>,
   ): () => void {
     const { dataPlane } = session;
-    if (dataPlane === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a sink without a data plane');
-    if (length !== undefined && length <= inlineMax) {
-      take(undefined);
-      return () => undefined;
-    }
-    const name = async (): Promise<void> => {
-      const introduced = await this.#region.introduceTo(dataPlane);
-      if (this.settled) return;
-      const sink = new RegionSink(introduced, this.core.counters, () => this.#letGo());
-      this.#holders += 1;
-      take(sink);
+    const name = async (plane: DataPlane): Promise<void> => {
+      try {
+        const introduced = await this.#region.introduceTo(plane);
+        if (this.settled) return;
+        const sink = new RegionSink(introduced, this.core.counters, () => this.#letGo());
+        this.#holders += 1;
+        take(sink);
+      } catch (error) {
+        refuse(error);
+      }
     };
-    if (this.#holders === 1) void this.guardAsync(name);
-    // An earlier request of this operation may still be written for: the same memory is not named again before it is quiet.
-    else this.#whenQuiet = () => void this.guardAsync(name);
+    const proceed = (): void => {
+      if (inlineMax === Number.POSITIVE_INFINITY || (length !== undefined && length <= inlineMax)) take(undefined);
+      else if (dataPlane !== undefined) void name(dataPlane);
+      else refuse(new FabricKvError('ERR_FABRICKV_INTERNAL', 'a sink without a data plane'));
+    };
+    // An earlier request of this operation may still be written for: before the memory is quiet it is not named again,
+    // and nothing that comes inline is stored in it.
+    if (this.#holders === 1) proceed();
+    else this.#whenQuiet = proceed;
     return () => {
       this.#whenQuiet = undefined;
     };

@@ -9,13 +9,19 @@ import type { Data__Output } from '../protocol/generated/fabrickv/v1/Data.js';
 import type { GetResult__Output } from '../protocol/generated/fabrickv/v1/GetResult.js';
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import { fromThreshold, toSafeInteger, toVersion } from '../protocol/wire.js';
+import { toClientError } from './fabric-errors.js';
 import { Operation, unexpectedResult } from './operation.js';
 import type { Session } from './session.js';
 import type { Sink } from './sinks.js';
 import type { ValueInfo } from './value.js';
 
-/** Gets a sink, or undefined when the request has to do without. */
-export type SinkTaker<S extends Sink> = (sink: S | undefined) => void;
+/** What a search for a sink ends with; either does nothing but free the sink when the attempt is over. */
+export interface SinkTaker<S extends Sink> {
+  /** Gets a sink, or undefined when the request has to do without. */
+  take(sink: S | undefined): void;
+  /** There is none, and the operation fails. */
+  refuse(error: unknown): void;
+}
 
 /** An inline value that comes as Data. */
 interface Assembly {
@@ -36,17 +42,17 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
   #assembly: Assembly | undefined;
 
   /**
-   * Finds a sink, at once or later. A sink that comes after the attempt has ended is freed.
+   * Finds a sink, at once or later, or says when the request may be sent without one.
    *
    * @param length of the value, if the server has said it
-   * @param inlineMax what comes inline whatever the sink
+   * @param inlineMax what comes inline whatever the sink; infinite when the request is to have none
    * @returns ends the search
    */
   protected abstract acquireSink(
     session: Session,
     length: number | undefined,
     inlineMax: number,
-    take: SinkTaker<S>,
+    taker: SinkTaker<S>,
   ): () => void;
 
   /** The server says that the sink was too small; the sink is freed. */
@@ -71,27 +77,38 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
     this.ask(session, undefined);
   }
 
-  /** Sends a request, with a sink if one is to be had. */
+  /** Sends a request, with a sink if one is to be had; in a session that takes no more requests, waits for the next one. */
   protected ask(session: Session, length: number | undefined, everythingInline = false): void {
+    if (session.state !== 'open') {
+      this.waitForSession();
+      return;
+    }
     const inlineMax =
       everythingInline || session.receiveMemory === undefined
         ? Number.POSITIVE_INFINITY
         : (this.call.inlineThreshold ?? session.greeting.getInlineThreshold);
-    if (inlineMax === Number.POSITIVE_INFINITY) {
-      this.#send(session, undefined, inlineMax);
-      return;
-    }
     this.#attempt += 1;
     const attempt = this.#attempt;
+    const isStale = (): boolean => this.settled || attempt !== this.#attempt || this.session !== session;
     let taken = false;
-    const stop = this.acquireSink(session, length, inlineMax, (sink) => {
-      taken = true;
-      this.#stopAcquiring = undefined;
-      if (this.settled || attempt !== this.#attempt || this.session !== session) {
-        sink?.free();
-        return;
-      }
-      this.guard(() => this.#send(session, sink, inlineMax));
+    const stop = this.acquireSink(session, length, inlineMax, {
+      take: (sink) => {
+        if (isStale()) {
+          sink?.free();
+          return;
+        }
+        taken = true;
+        this.#stopAcquiring = undefined;
+        if (session.state === 'open') {
+          this.guard(() => this.#send(session, sink, inlineMax));
+        } else {
+          sink?.free();
+          this.waitForSession();
+        }
+      },
+      refuse: (error) => {
+        if (!isStale()) this.fail(toClientError(error));
+      },
     });
     if (!taken) this.#stopAcquiring = stop;
   }
@@ -109,6 +126,8 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
       if (this.key !== undefined) this.core.sizes.remember(this.call.namespace, this.key, length);
       this.sinkTooSmall(session, length);
     } else if (result.get) {
+      // What is left to do needs no session: its end is no reason to ask again.
+      this.leaveSession();
       this.#received(result.get);
     } else {
       throw unexpectedResult('Get', result.outcome);
@@ -176,7 +195,6 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
       this.trace.mark('get.buffer.allocated', { sinkBytes: sink.length });
       this.trace.mark('get.location.created', { regionId: sink.regionId, offset: sink.offset });
     }
-    this.#asked = true;
     this.begin(
       session,
       {
@@ -190,6 +208,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
       },
       this.key?.length ?? 0,
     );
+    this.#asked = true;
     this.trace.mark('get.request.sent');
   }
 

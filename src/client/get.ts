@@ -25,8 +25,13 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     session: Session,
     length: number | undefined,
     inlineMax: number,
-    take: SinkTaker<LendableSink>,
+    taker: SinkTaker<LendableSink>,
   ): () => void {
+    const { take } = taker;
+    if (inlineMax === Number.POSITIVE_INFINITY) {
+      take(undefined);
+      return nothing;
+    }
     const { dataPlane, receiveMemory } = session;
     const { pool, counters, sizes } = this.core;
     if (dataPlane === undefined || receiveMemory === undefined || pool === undefined) {
@@ -46,7 +51,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     let stopOwn = nothing;
     const stopWaiting = pool.allocate(known, (block) => {
       if (block !== undefined) take(new PoolSink(pool, block, receiveMemory, counters));
-      else this.guard(() => (stopOwn = this.#makeOwn(dataPlane, known, take)));
+      else this.guard(() => (stopOwn = this.#makeOwn(dataPlane, known, taker)));
     });
     return () => {
       stopWaiting();
@@ -97,14 +102,14 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     this.#done(new ReceivedValue(this.#assembled, info));
   }
 
-  #makeOwn(dataPlane: DataPlane, length: number, take: SinkTaker<LendableSink>): () => void {
+  #makeOwn(dataPlane: DataPlane, length: number, { take, refuse }: SinkTaker<LendableSink>): () => void {
     return makeOwnSink({
       length,
       dataPlane,
       counters: this.core.counters,
       gate: this.core.ownMemoryGate,
       onSink: take,
-      onError: (error) => void this.guardAsync(() => Promise.reject(error)),
+      onError: refuse,
     });
   }
 

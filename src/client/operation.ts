@@ -129,6 +129,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   onSession(session: Session): void {
     if (this.settled) return;
     this.session = session;
+    session.attach(this);
     this.guard(() => this.attempt(session));
   }
 
@@ -140,17 +141,12 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     this.guard(() => this.dataArrived(data));
   }
 
-  onSessionEnd(error: FabricKvError): void {
+  onSessionEnd(): void {
     const { session } = this;
     this.session = undefined;
     if (session === undefined || this.settled) return;
     this.guard(() => {
       this.sessionLost(session);
-      const refused = this.mayRetryAfterLoss();
-      if (refused !== undefined) {
-        this.fail(refused.with({ cause: error }));
-        return;
-      }
       this.core.counters.retries += 1;
       this.core.connection.whenOpen(this);
     });
@@ -160,7 +156,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     if (this.settled) return;
     const { connection } = this.core;
     const ms = Math.round(this.call.timeoutMs);
-    if (connection.session === undefined) {
+    if (this.session === undefined && connection.session === undefined) {
       const { lastError } = connection;
       const why = lastError === undefined ? '' : `: ${lastError.message}`;
       this.fail(
@@ -212,11 +208,6 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   /** The operation has settled; what it still holds is to be given back, with a Cancel if the server knows of it. */
   protected abstract release(): void;
 
-  /** Why the operation must not be tried again in another session; undefined when it may. */
-  protected mayRetryAfterLoss(): FabricKvError | undefined {
-    return undefined;
-  }
-
   /** Of a mutation: what is known if it fails now. */
   protected outcome(): MutationOutcome | undefined {
     return undefined;
@@ -266,6 +257,19 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     this.session?.finish(this.#operationId);
   }
 
+  /** Its session's end is no business of the operation any more, nor is it one that a draining session waits for. */
+  protected leaveSession(): void {
+    const { session } = this;
+    this.session = undefined;
+    session?.detach(this);
+  }
+
+  /** The attempt is over; the next one is made in an open session. */
+  protected waitForSession(): void {
+    this.leaveSession();
+    this.core.connection.whenOpen(this);
+  }
+
   /** Runs a step; what it throws is the operation's error. */
   protected guard(step: () => void): void {
     if (this.settled) return;
@@ -304,7 +308,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     const { session } = this;
     if (error.code === 'ERR_FABRICKV_SHUTTING_DOWN' && error.outcome !== 'unknown' && session !== undefined) {
       this.core.counters.retries += 1;
-      this.session = undefined;
+      this.leaveSession();
       session.drain();
       this.core.connection.whenOpen(this);
       return;
@@ -317,7 +321,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     ) {
       this.#dataPlaneRetries += 1;
       this.core.counters.retries += 1;
-      this.session = undefined;
+      this.leaveSession();
       this.later(transferBackoffMs(this.#dataPlaneRetries), () => this.core.connection.whenOpen(this));
       return;
     }
@@ -372,7 +376,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
         'Giving back what an operation held failed',
       );
     }
-    this.session = undefined;
+    this.leaveSession();
     core.gate.leave(this);
   }
 }

@@ -92,7 +92,7 @@ export class PutOperation extends Operation<PutInfo> {
       this.#regrants += 1;
       this.core.counters.retries += 1;
       this.#inGrant = false;
-      this.session = undefined;
+      this.leaveSession();
       this.later(transferBackoffMs(this.#regrants), () => this.core.connection.whenOpen(this));
       return;
     }
@@ -224,9 +224,13 @@ export class PutOperation extends Operation<PutInfo> {
     this.#transfer = transfer;
     this.#holders += 1;
     void this.guardAsync(async () => {
-      if (this.#source.kind === 'region') await dataPlane.prepareSource(this.#source.region.mapping);
+      try {
+        if (this.#source.kind === 'region') await dataPlane.prepareSource(this.#source.region.mapping);
+      } catch (error) {
+        // Of a transfer that was given up meanwhile: the next attempt knows nothing of it.
+        if (this.#transfer === transfer) throw error;
+      }
       if (this.#transfer === transfer) transfer.start();
-      else transfer.cancel();
     });
   }
 

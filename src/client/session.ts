@@ -38,8 +38,8 @@ export interface SessionHandler {
   onResult(result: Result__Output): void;
   /** A piece of an inline value. */
   onData(data: Data__Output): void;
-  /** The session ended before the operation did. Nothing more comes. */
-  onSessionEnd(error: FabricKvError): void;
+  /** The session ended before the handler had left it. Nothing more comes. */
+  onSessionEnd(): void;
 }
 
 /** What a session's owner is told. */
@@ -88,6 +88,9 @@ export class Session {
   readonly #writer: FrameWriter<ClientMessage>;
   readonly #events: SessionEvents;
   readonly #logger: Logger;
+  /** All whose operation this session has, whether it has sent something for them or not. */
+  readonly #attached = new Set<SessionHandler>();
+  /** Those of them that wait for the server. */
   readonly #handlers = new Map<number, SessionHandler>();
   readonly #quiescing = new Map<number, { readonly onQuiet: () => void; readonly sinceMs: number }>();
   /** What may be done once it is proved that the server writes no more. */
@@ -122,12 +125,18 @@ export class Session {
     return this.#greeting;
   }
 
-  /** Operations that wait for the server. */
-  get operationsInFlight(): number {
-    return this.#handlers.size;
+  /** An operation is to run in this session: it is told when the session ends, until {@link detach}. */
+  attach(handler: SessionHandler): void {
+    this.#attached.add(handler);
   }
 
-  /** Sends the first message of an operation, whose answers go to the handler. */
+  /** The operation wants nothing more of the session. A draining session ends with the last one. Idempotent. */
+  detach(handler: SessionHandler): void {
+    this.#attached.delete(handler);
+    if (this.state === 'draining' && this.#attached.size === 0) this.leave('drained');
+  }
+
+  /** Sends the first message of an attached operation, whose answers go to the handler. */
   begin(handler: SessionHandler, operationId: number, message: ClientMessage, payloadBytes: number): void {
     if (this.state !== 'open') {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', `begin in a session that is ${this.state}`);
@@ -147,10 +156,9 @@ export class Session {
     this.#writer.sendData(source);
   }
 
-  /** The operation is over: what still comes for it is dropped. */
+  /** The request is over: what still comes for it is dropped. */
   finish(operationId: number): void {
     this.#handlers.delete(operationId);
-    if (this.state === 'draining' && this.#handlers.size === 0) this.leave('drained');
   }
 
   /** Gives an operation up that the server may be working on; {@link awaitQuiesced} tells when it does so no more. */
@@ -170,11 +178,11 @@ export class Session {
     else this.#whenProved.push(onQuiet);
   }
 
-  /** Nothing new may be sent. Ends the session when nothing is in flight. */
+  /** Nothing new may be sent. Ends the session when no operation is in it. */
   drain(): void {
     if (this.state !== 'open') return;
     this.#machine.to('draining');
-    if (this.#handlers.size === 0) this.leave('drained');
+    if (this.#attached.size === 0) this.leave('drained');
   }
 
   /** Says Bye and ends the session at once, for us. */
@@ -331,9 +339,10 @@ export class Session {
     clearTimeout(this.#quiescedTimer);
     for (const { onQuiet } of this.#quiescing.values()) this.#whenProved.push(onQuiet);
     this.#quiescing.clear();
-    const handlers = [...this.#handlers.values()];
+    const handlers = [...this.#attached];
+    this.#attached.clear();
     this.#handlers.clear();
-    for (const handler of handlers) handler.onSessionEnd(error);
+    for (const handler of handlers) handler.onSessionEnd();
     this.#events.onEnd(error, status);
   }
 }
