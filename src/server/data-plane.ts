@@ -5,9 +5,10 @@
 
 import type { Logger } from 'pino';
 import { type Fabric, FabricError, type Mapping, mapMemory, openFabric, type ProviderChoice } from '../fabric/index.js';
-import { fromFabricError } from '../protocol/errors.js';
+import { FabricKvError, fromFabricError } from '../protocol/errors.js';
 import type { ProviderOffer__Output } from '../protocol/generated/fabrickv/v1/ProviderOffer.js';
 import { ARENA_SEGMENT_BYTES_MAX } from '../protocol/limits.js';
+import { formatSize } from '../protocol/units.js';
 import type { ServerCounters } from './counters.js';
 import { type Peer, PeerTable } from './peers.js';
 import type { ArenaMemory } from './store/arena.js';
@@ -64,6 +65,14 @@ export class ServerDataPlane {
    */
   static async open(options: DataPlaneOptions): Promise<ServerDataPlane> {
     const { memoryBytes, logger } = options;
+    // The kernel would promise more than it has, and end some process when the pages are touched.
+    const availableBytes = process.availableMemory();
+    if (memoryBytes > availableBytes) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_MEMORY',
+        `the arena of ${formatSize(memoryBytes)} is more than the ${formatSize(availableBytes)} that this machine or container has available`,
+      );
+    }
     const fabric = await openFabric({
       choice: options.choice,
       sourceAddresses: options.sourceAddresses,
