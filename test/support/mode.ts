@@ -1,4 +1,5 @@
-import { accessSync, constants, existsSync, statfsSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { accessSync, constants, statfsSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 
 /** FABRICKV_TEST_FULL=1: the issue's lines as they are written, instead of the short form of them. */
@@ -28,11 +29,19 @@ export function roomyDirectory(): string {
   return tmpdir();
 }
 
-/** Why tests that change the machine's network cannot run here, or false when they can. */
+/** Why tests that change the machine's network cannot run here, or false when they can: found out by making one. */
 export function withoutNamespaces(): string | false {
   if (process.getuid?.() !== 0) return 'needs root, to make network namespaces';
-  if (!existsSync('/usr/sbin/ip') && !existsSync('/sbin/ip') && !existsSync('/usr/bin/ip')) {
-    return 'needs the command ip (apt-get install iproute2)';
+  const name = `fabrickv-try-${process.pid}`;
+  try {
+    execFileSync('ip', ['netns', 'add', name], { stdio: 'pipe' });
+    try {
+      execFileSync('ip', ['netns', 'exec', name, 'true'], { stdio: 'pipe' });
+    } finally {
+      execFileSync('ip', ['netns', 'delete', name], { stdio: 'pipe' });
+    }
+    return false;
+  } catch (error) {
+    return `cannot make a network namespace here: ${error instanceof Error ? error.message.split('\n').join(' ') : String(error)}`;
   }
-  return false;
 }
