@@ -85,8 +85,10 @@ export class Connection {
   #inlineOnlyReason: string | undefined;
   #lastError: FabricKvError | undefined;
   #drainTimer: NodeJS.Timeout | undefined;
-  /** Resolves with whether the last session's memory is proved quiet; the next session's begins after it. */
+  /** Resolves with whether the memory of all earlier sessions is proved quiet; the next session begins after it. */
   #retired: Promise<boolean> = Promise.resolve(true);
+  /** Ended sessions whose memory is not proved quiet. */
+  readonly #unproved = new Set<Session>();
 
   constructor(options: ConnectionOptions) {
     this.#options = options;
@@ -163,6 +165,12 @@ export class Connection {
     await this.#earlierMemoryIsQuiet();
   }
 
+  /** The rails are closed: what no session could prove is so now. */
+  railsClosed(): void {
+    for (const session of this.#unproved) session.proved();
+    this.#unproved.clear();
+  }
+
   async #establish(timeoutMs: number): Promise<void> {
     const { settings } = this.#options;
     const mayUseFabric = await this.#earlierMemoryIsQuiet();
@@ -199,8 +207,8 @@ export class Connection {
 
   async #earlierMemoryIsQuiet(): Promise<boolean> {
     try {
-      await withTimeLimit(this.#retired, RETIRE_TIMEOUT_MS, () => new Error('the proof of quiescence takes too long'));
-      return true;
+      const late = (): Error => new Error('the proof of quiescence takes too long');
+      return await withTimeLimit(this.#retired, RETIRE_TIMEOUT_MS, late);
     } catch (error) {
       this.#logger.warn({ err: error }, 'Memory of the last session is not proved quiet');
       return false;
@@ -258,18 +266,24 @@ export class Connection {
     const { dataPlane } = session;
     if (dataPlane === undefined) return;
     const { settings, receivePool } = this.#options;
+    let isLate = false;
+    const late = (): FabricKvError => {
+      isLate = true;
+      return new FabricKvError(
+        'ERR_FABRICKV_REGISTRATION',
+        `the data plane was not ready in ${settings.connectTimeoutMs} ms`,
+      );
+    };
     const prepare = async (): Promise<void> => {
       await dataPlane.insertServer();
       const pool = await receivePool(dataPlane.regionBytesMax);
       await dataPlane.prepareSource(pool.mapping);
-      session.receiveMemory = await dataPlane.introduce(pool.mapping);
+      if (isLate) return;
+      const memory = await dataPlane.introduce(pool.mapping);
+      if (isLate) await dataPlane.withdraw(memory);
+      else session.receiveMemory = memory;
     };
     try {
-      const late = () =>
-        new FabricKvError(
-          'ERR_FABRICKV_REGISTRATION',
-          `the data plane was not ready in ${settings.connectTimeoutMs} ms`,
-        );
       await withTimeLimit(prepare(), settings.connectTimeoutMs, late);
       this.#inlineOnlyReason = undefined;
     } catch (error) {
@@ -298,7 +312,7 @@ export class Connection {
   #onSessionEnd(session: Session, error: FabricKvError): void {
     clearTimeout(this.#drainTimer);
     this.#lastError = error;
-    this.#retired = session.retire();
+    this.#retired = this.#retire(session, this.#retired);
     // While it was being prepared, establish() notices; after close(), nobody has to.
     if (this.state !== 'open' && this.state !== 'draining') return;
     this.#machine.to('lost');
@@ -307,6 +321,13 @@ export class Connection {
       'Connection lost',
     );
     void this.#reconnect();
+  }
+
+  async #retire(session: Session, earlier: Promise<boolean>): Promise<boolean> {
+    this.#unproved.add(session);
+    const proved = await session.retire();
+    if (proved) this.#unproved.delete(session);
+    return (await earlier) && proved;
   }
 
   async #reconnect(): Promise<void> {

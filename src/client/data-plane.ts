@@ -101,11 +101,6 @@ export class DataPlane {
     return this.#machine.state;
   }
 
-  /** Writes of this client that are in flight. */
-  get writesInFlight(): number {
-    return this.#writes.size;
-  }
-
   /**
    * Inserts the server's addresses into the rails' address vectors.
    *
@@ -115,6 +110,7 @@ export class DataPlane {
     return this.#track(async () => {
       for (const rail of this.#options.rails) {
         for (const { address } of this.#options.serverRails) {
+          this.#assertUp();
           this.#peers.push({ rail, peer: await rail.insertPeer(address) });
         }
       }
@@ -179,16 +175,28 @@ export class DataPlane {
     if (registered === undefined) {
       registered = this.#track(async () => {
         const regions: LocalRegion[] = [];
-        for (let offset = 0; offset < mapping.sizeBytes; offset += this.regionBytesMax) {
-          const length = Math.min(this.regionBytesMax, mapping.sizeBytes - offset);
-          regions.push(await this.#rail.register({ mapping, offset, length, access: 'local' }));
-          this.#options.counters.registrations += 1;
+        try {
+          for (let offset = 0; offset < mapping.sizeBytes; offset += this.regionBytesMax) {
+            this.#assertUp();
+            const length = Math.min(this.regionBytesMax, mapping.sizeBytes - offset);
+            regions.push(await this.#rail.register({ mapping, offset, length, access: 'local' }));
+            this.#options.counters.registrations += 1;
+          }
+        } catch (error) {
+          await this.#deregisterLocal(regions);
+          throw error;
         }
         return regions;
       });
       this.#localRegions.set(mapping.id, registered);
     }
-    await registered;
+    try {
+      await registered;
+    } catch (error) {
+      // It left nothing behind: the next PUT may try again.
+      if (this.#localRegions.get(mapping.id) === registered) this.#localRegions.delete(mapping.id);
+      throw error;
+    }
   }
 
   /** The mapping is no source any more. Never rejects. */
@@ -303,7 +311,7 @@ export class DataPlane {
     return closed;
   }
 
-  async #deregisterLocal(registered: Promise<LocalRegion[]>): Promise<void> {
+  async #deregisterLocal(registered: LocalRegion[] | Promise<LocalRegion[]>): Promise<void> {
     try {
       for (const region of await registered) await this.#rail.deregister(region);
     } catch (error) {

@@ -53,14 +53,14 @@ export class Deadlines {
   #arm(tick: DeadlineTick): void {
     clearTimeout(this.#timer);
     this.#timerTick = tick;
-    this.#timer = setTimeout(() => this.#expire(), Math.max(0, tick * TICK_MS - performance.now()));
+    this.#timer = setTimeout(() => this.#expire(), Math.max(0, Math.ceil(tick * TICK_MS - performance.now())));
   }
 
   #expire(): void {
     this.#timer = undefined;
     this.#timerTick = Number.POSITIVE_INFINITY;
-    // A timer may fire up to 1 ms early.
-    const now = Math.floor((performance.now() + 1) / TICK_MS);
+    // A timer may fire up to 1 ms early: what is not due yet is armed again.
+    const now = Math.floor(performance.now() / TICK_MS);
     const due: Expiring[] = [];
     let next = Number.POSITIVE_INFINITY;
     for (const [tick, bucket] of this.#buckets) {

@@ -281,7 +281,11 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
   #quarantine(sink: S, session: Session): void {
     this.#isQuiescing = true;
     sink.quarantine();
+    // A line in the log, and no stage of the operation: its error names the one at which it stopped.
+    const { stage, stageSinceMs } = this.trace;
     this.trace.mark('get.quarantined', { sinkBytes: sink.length });
+    this.trace.stage = stage;
+    this.trace.stageSinceMs = stageSinceMs;
     session.awaitQuiesced(this.operationId, () => sink.free());
   }
 }

@@ -70,8 +70,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     } else if (this.call.verify && info.length > SYNC_BYTES_MAX) {
       void this.guardAsync(() => this.#verifyThenLend(info, sink));
     } else {
-      const lent = sink.lend(info.length);
-      const value = new ReceivedValue(lent.bytes, info, lent.release);
+      const value = this.#lend(info, sink);
       if (this.call.verify) this.#check(value);
       this.#done(value);
     }
@@ -87,11 +86,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
 
   protected override beginAssembly(totalBytes: number): void {
     checkBufferLength(totalBytes);
-    try {
-      this.#assembled = Buffer.allocUnsafeSlow(totalBytes);
-    } catch (error) {
-      throw new FabricKvError('ERR_FABRICKV_MEMORY', `no memory for a value of ${totalBytes} bytes`, { cause: error });
-    }
+    this.#assembled = allocate(totalBytes);
   }
 
   protected override storePiece(offset: number, bytes: Buffer): void {
@@ -122,7 +117,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
         bytes = mapping.readSync(offset, length);
         if (this.call.verify) this.checkCrc(info, crc32c(bytes));
       } else {
-        bytes = Buffer.allocUnsafeSlow(length);
+        bytes = allocate(length);
         const crc = await mapping.copyOut({ offset, target: bytes });
         if (this.call.verify) this.checkCrc(info, crc);
       }
@@ -145,8 +140,17 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
       sink.free();
       return;
     }
-    const lent = sink.lend(info.length);
-    this.#done(new ReceivedValue(lent.bytes, info, lent.release));
+    this.#done(this.#lend(info, sink));
+  }
+
+  #lend(info: ValueInfo, sink: LendableSink): KvValue {
+    try {
+      const lent = sink.lend(info.length);
+      return new ReceivedValue(lent.bytes, info, lent.release);
+    } catch (error) {
+      sink.free();
+      throw error;
+    }
   }
 
   #check(value: KvValue): void {
@@ -161,6 +165,15 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
   #done(value: KvValue): void {
     this.reportProgress(value.length, value.length);
     this.succeed(value);
+  }
+}
+
+/** @throws ERR_FABRICKV_MEMORY */
+function allocate(length: number): Buffer<ArrayBuffer> {
+  try {
+    return Buffer.allocUnsafeSlow(length);
+  } catch (error) {
+    throw new FabricKvError('ERR_FABRICKV_MEMORY', `no memory for a value of ${length} bytes`, { cause: error });
   }
 }
 

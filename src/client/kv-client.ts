@@ -243,7 +243,7 @@ export class KvClient implements AsyncDisposable {
       core.close();
       for (const region of this.#regions) region.close();
       this.#regions.clear();
-      await this.#lease.release();
+      await this.#lease.release(() => core.connection.railsClosed());
     }
   }
 

@@ -300,7 +300,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   /** Calls the caller's onProgress in a turn of its own: what it throws is no business of the operation. */
   protected reportProgress(bytesDone: number, bytesTotal: number): void {
     const { onProgress } = this.call;
-    if (onProgress !== undefined) queueMicrotask(() => onProgress(bytesDone, bytesTotal));
+    if (onProgress !== undefined && !this.settled) queueMicrotask(() => onProgress(bytesDone, bytesTotal));
   }
 
   /** Tries the current attempt again, or fails: data plane up to three times with backoff, a stopping server in the next session. */

@@ -16,6 +16,8 @@ export interface PutDataOptions {
   readonly onPiece: (bytesSent: number) => void;
   /** In the turn in which the last piece is handed on; what is sent from now on comes after it. */
   readonly onEnd: (crc: number) => void;
+  /** The source cannot be read; nothing more comes. */
+  readonly onError: (error: unknown) => void;
 }
 
 /** Pieces of at most 64 KiB, ascending, with the CRC of them all. */
@@ -32,10 +34,17 @@ export class PutData implements DataSource<ClientMessage> {
   }
 
   next(): { readonly message: ClientMessage; readonly sizeBytes: number } | undefined {
-    const { operationId, source, onPiece, onEnd } = this.options;
+    const { operationId, source, onPiece, onEnd, onError } = this.options;
     const length = Math.min(DATA_BYTES_MAX, source.length - this.#offset);
     if (length <= 0 || this.#stopped) return undefined;
-    const bytes = readPiece(source, this.#offset, length);
+    let bytes: Uint8Array;
+    try {
+      bytes = readPiece(source, this.#offset, length);
+    } catch (error) {
+      this.#stopped = true;
+      onError(error);
+      return undefined;
+    }
     // 64 KiB at a time, 4 µs each: handing them to another thread would take longer.
     this.#crc = crc32c(bytes, this.#crc);
     const message = { operationId, data: { offset: this.#offset, bytes, totalLength: source.length } };

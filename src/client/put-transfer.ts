@@ -10,7 +10,7 @@ import type { Counters } from './counters.js';
 import type { ActiveWrite, DataPlane, WriteTarget } from './data-plane.js';
 import { isTransient, toClientError } from './fabric-errors.js';
 import { SYNC_BYTES_MAX, TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
-import type { PutSource } from './put-source.js';
+import { type PutSource, pieceOf } from './put-source.js';
 import type { Block, ReceivePool } from './receive-pool.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
@@ -182,7 +182,7 @@ export class PutTransfer {
     const { mapping } = pool;
     const offset = this.#nextOffset;
     const { length } = block;
-    const source = bytes.subarray(offset, offset + length);
+    const source = pieceOf(bytes, offset, length);
     this.#nextOffset += length;
     counters.bytesCopied += length;
     const piece = this.#enter({ offset, length, mapping, mappingOffset: block.offset, block, write: undefined });

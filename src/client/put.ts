@@ -9,6 +9,7 @@ import type { PutResult__Output } from '../protocol/generated/fabrickv/v1/PutRes
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import { DATA_BYTES_MAX } from '../protocol/limits.js';
 import { toSafeInteger, toVersion } from '../protocol/wire.js';
+import { toClientError } from './fabric-errors.js';
 import { TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
 import { MutationAttempts } from './mutation-attempts.js';
 import { type ClientCore, Operation, unexpectedResult } from './operation.js';
@@ -150,19 +151,24 @@ export class PutOperation extends Operation<PutInfo> {
   #apply(session: Session): void {
     const { key, call } = this;
     const inThisSession = this.#machine.state === 'moving';
-    this.#machine.to('applying');
-    this.#attempts.sending(session);
     if (this.#inGrant) {
       const putCommit = { crc32c: this.#crc };
+      this.#applying(session);
       if (inThisSession) session.send({ operationId: this.operationId, putCommit });
       else this.begin(session, { putCommit }, 0);
     } else {
       const value = readPiece(this.#source, 0, this.#source.length);
       this.#crc = crc32c(value);
       const put = { key: key ?? '', namespace: call.namespace, deadlineMs: this.deadlineMs, value, crc32c: this.#crc };
+      this.#applying(session);
       this.begin(session, { put }, (key?.length ?? 0) + value.length);
     }
     if (this.#inGrant) this.trace.mark('put.commit.sent');
+  }
+
+  #applying(session: Session): void {
+    this.#machine.to('applying');
+    this.#attempts.sending(session);
   }
 
   #granted(session: Session, grant: PutGrant__Output): void {
@@ -183,6 +189,9 @@ export class PutOperation extends Operation<PutInfo> {
         if (this.#data !== data) return;
         this.#data = undefined;
         this.guard(() => this.#commit(session, crc));
+      },
+      onError: (error) => {
+        if (this.#data === data) this.fail(toClientError(error));
       },
     });
     this.#data = data;
@@ -225,7 +234,7 @@ export class PutOperation extends Operation<PutInfo> {
     this.#holders += 1;
     void this.guardAsync(async () => {
       try {
-        if (this.#source.kind === 'region') await dataPlane.prepareSource(this.#source.region.mapping);
+        if (this.#source.kind === 'region') await this.#source.region.prepareSource(dataPlane);
       } catch (error) {
         // Of a transfer that was given up meanwhile: the next attempt knows nothing of it.
         if (this.#transfer === transfer) throw error;

@@ -165,6 +165,7 @@ export class ReceivePool {
     this.#move(own, 'free');
     this.#free.give(own.offset, own.length);
     this.#serve();
+    this.#unmapIfQuiet();
   }
 
   /** Its operation is over, but a write may still land in it. {@link free} ends that, once it is proved that none can. */
@@ -197,12 +198,16 @@ export class ReceivePool {
     return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
   }
 
-  /** Unmaps the memory once no loan is out, and sends those who wait away. Idempotent. */
+  /** Unmaps the memory once no loan is out and nothing is in quarantine, and sends those who wait away. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.#serve();
-    this.mapping.close();
+    this.#unmapIfQuiet();
+  }
+
+  #unmapIfQuiet(): void {
+    if (this.#closed && this.#held.quarantined === 0) this.mapping.close();
   }
 
   #takeBack(token: number): void {

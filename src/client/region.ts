@@ -27,7 +27,7 @@ export interface Region {
    * @throws ERR_FABRICKV_INVALID_ARGUMENT when it leaves the region or is too long
    */
   view(offset: number, length: number): Buffer;
-  /** Resolves when the region is not {@link busy}. It can last as long as the session. */
+  /** Resolves when the region is not {@link busy}, or the client is closed. It can last as long as the session. */
   quiesced(): Promise<void>;
   /**
    * Gives the region back, once it is quiet; it cannot be used for operations any more from now on. Idempotent. Closing
@@ -49,6 +49,8 @@ export class UserRegion implements Region {
   #whenQuiet: (() => void)[] = [];
   #buffer: Buffer | undefined;
   #introduced: { readonly dataPlane: DataPlane; readonly memory: Promise<IntroducedMemory> } | undefined;
+  /** Where it was last prepared as a source of writes; what an earlier session had of it went with the session. */
+  #sourceOf: DataPlane | undefined;
   #releasing: Promise<void> | undefined;
   #closed = false;
 
@@ -84,7 +86,7 @@ export class UserRegion implements Region {
   }
 
   quiesced(): Promise<void> {
-    return this.busy ? new Promise((resolve) => this.#whenQuiet.push(resolve)) : Promise.resolve();
+    return this.busy && !this.#closed ? new Promise((resolve) => this.#whenQuiet.push(resolve)) : Promise.resolve();
   }
 
   release(): Promise<void> {
@@ -110,9 +112,8 @@ export class UserRegion implements Region {
     if (this.#uses[use] < 1) throw new FabricKvError('ERR_FABRICKV_INTERNAL', `the region is in no use as a ${use}`);
     this.#uses[use] -= 1;
     if (this.busy) return;
-    const waiting = this.#whenQuiet;
-    this.#whenQuiet = [];
-    for (const resolve of waiting) resolve();
+    this.#tellWaiting();
+    if (this.#closed) this.mapping.close();
   }
 
   /** The region as the session's server knows it; it is introduced when a session first needs it. */
@@ -128,13 +129,29 @@ export class UserRegion implements Region {
     return memory;
   }
 
-  /** The client is closed: nothing is written any more. Views that the caller has keep the memory. */
+  /** Makes the region usable as a source of writes in a session. */
+  prepareSource(dataPlane: DataPlane): Promise<void> {
+    this.#sourceOf = dataPlane;
+    return dataPlane.prepareSource(this.mapping);
+  }
+
+  /**
+   * The client is closed. Memory that something may still be written into stays mapped until the use of it is over. Views
+   * that the caller has keep the memory.
+   */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
     this.#releasing ??= Promise.resolve();
     this.#buffer = undefined;
-    this.mapping.close();
+    this.#tellWaiting();
+    if (!this.busy) this.mapping.close();
+  }
+
+  #tellWaiting(): void {
+    const waiting = this.#whenQuiet;
+    this.#whenQuiet = [];
+    for (const resolve of waiting) resolve();
   }
 
   async #release(): Promise<void> {
@@ -144,8 +161,8 @@ export class UserRegion implements Region {
       // An introduction that failed has left nothing behind.
       const [memory] = await Promise.allSettled([introduced.memory]);
       if (memory.status === 'fulfilled') await introduced.dataPlane.withdraw(memory.value);
-      await introduced.dataPlane.forgetSource(this.mapping);
     }
+    await this.#sourceOf?.forgetSource(this.mapping);
     this.#onReleased(this);
     this.close();
   }

@@ -94,8 +94,8 @@ export class Session {
   readonly #handlers = new Map<number, SessionHandler>();
   readonly #quiescing = new Map<number, { readonly onQuiet: () => void; readonly sinceMs: number }>();
   /** What may be done once it is proved that the server writes no more. */
-  #whenProved: (() => void)[] = [];
-  #proved: boolean | undefined;
+  readonly #whenProved: (() => void)[] = [];
+  #isProved = false;
   #greeting: ServerGreeting | undefined;
   #byeTimer: NodeJS.Timeout | undefined;
   #quiescedTimer: NodeJS.Timeout | undefined;
@@ -174,7 +174,7 @@ export class Session {
       this.#quiescing.set(operationId, { onQuiet, sinceMs: performance.now() });
       this.#quiescedTimer ??= setTimeout(() => this.#checkQuiescing(), QUIESCED_TIMEOUT_MS);
       if (this.#quiescing.size > QUIESCING_MAX) this.#endUnquiesced(`${QUIESCING_MAX} cancellations`);
-    } else if (this.#proved === true) onQuiet();
+    } else if (this.#isProved) onQuiet();
     else this.#whenProved.push(onQuiet);
   }
 
@@ -224,21 +224,30 @@ export class Session {
   /**
    * Ends the session's data plane. To be called once, after the end.
    *
-   * @returns whether it is proved that nothing is written any more; what waited for that has then been called
+   * @returns whether nothing is written any more: that is proved, and what waited for it has been called, or nothing was
+   * waiting for it. What does wait is called by {@link proved}
    */
   async retire(): Promise<boolean> {
     const proved = await this.#retireDataPlane();
-    this.#proved = proved;
-    const waiting = this.#whenProved;
-    this.#whenProved = [];
-    if (proved) for (const onQuiet of waiting) onQuiet();
-    else if (waiting.length > 0) {
-      this.#logger.warn(
-        { sinks: waiting.length },
-        'Receive memory stays in quarantine: it cannot be proved that the server writes to it no more',
-      );
+    if (proved) this.proved();
+    if (this.#whenProved.length === 0) return true;
+    this.#logger.warn(
+      { sinks: this.#whenProved.length },
+      'Receive memory stays in quarantine: it cannot be proved that the server writes to it no more',
+    );
+    return false;
+  }
+
+  /** Nothing is written any more: calls what waited for that. */
+  proved(): void {
+    this.#isProved = true;
+    for (const onQuiet of this.#whenProved.splice(0)) {
+      try {
+        onQuiet();
+      } catch (error) {
+        this.#logger.error({ err: toFabricKvError(error) }, 'Giving memory back after the end of a session failed');
+      }
     }
-    return proved;
   }
 
   async #retireDataPlane(): Promise<boolean> {

@@ -19,8 +19,12 @@ export interface FabricRequest {
 /** One client's share of a fabric. */
 export interface FabricLease {
   readonly fabric: Fabric;
-  /** Gives the share up; the last one closes the fabric. Idempotent. */
-  release(): Promise<void>;
+  /**
+   * Gives the share up; the last one closes the fabric. Idempotent.
+   *
+   * @param onClosed called when the fabric is closed, which may be long after this has resolved: no peer writes any more
+   */
+  release(onClosed: () => void): Promise<void>;
 }
 
 /** Rails take some 2 s at most to close, when writes do not come back. */
@@ -29,6 +33,7 @@ const CLOSE_TIMEOUT_MS = 5000;
 interface Entry {
   readonly opening: Promise<Fabric>;
   users: number;
+  readonly onClosed: (() => void)[];
 }
 
 const fabrics = new Map<string, Entry>();
@@ -48,6 +53,7 @@ export async function acquireFabric({ choice, sourceAddress, environment }: Fabr
       environment,
     }),
     users: 0,
+    onClosed: [],
   };
   fabrics.set(name, entry);
   entry.users += 1;
@@ -61,18 +67,23 @@ export async function acquireFabric({ choice, sourceAddress, environment }: Fabr
   let releasing: Promise<void> | undefined;
   return {
     fabric,
-    release: () => {
-      releasing ??= release(name, entry, fabric);
+    release: (onClosed) => {
+      releasing ??= release(name, entry, fabric, onClosed);
       return releasing;
     },
   };
 }
 
-async function release(name: string, entry: Entry, fabric: Fabric): Promise<void> {
+async function release(name: string, entry: Entry, fabric: Fabric, onClosed: () => void): Promise<void> {
   entry.users -= 1;
+  entry.onClosed.push(onClosed);
   if (entry.users > 0) return;
   if (fabrics.get(name) === entry) fabrics.delete(name);
   const late = (): Error =>
     new FabricKvError('ERR_FABRICKV_INTERNAL', `the fabric was not closed within ${CLOSE_TIMEOUT_MS} ms`);
-  await withTimeLimit(fabric.close(), CLOSE_TIMEOUT_MS, late);
+  const close = async (): Promise<void> => {
+    await fabric.close();
+    for (const closed of entry.onClosed.splice(0)) closed();
+  };
+  await withTimeLimit(close(), CLOSE_TIMEOUT_MS, late);
 }

@@ -184,7 +184,13 @@ describe('a large inline PUT', () => {
     const value = Buffer.alloc(length, 'abc');
     const ends: number[] = [];
     const source = { kind: 'bytes', bytes: value, length } as const;
-    const data = new PutData({ operationId: 1, source, onPiece: () => undefined, onEnd: (crc) => void ends.push(crc) });
+    const data = new PutData({
+      operationId: 1,
+      source,
+      onPiece: () => undefined,
+      onError: (error) => assert.fail(String(error)),
+      onEnd: (crc) => void ends.push(crc),
+    });
     return { data, ends, value };
   };
 

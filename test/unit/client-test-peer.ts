@@ -47,11 +47,13 @@ export function idOf(message: ClientMessage__Output): number {
   return toSafeInteger(message.operationId, 'operation_id');
 }
 
-/** A peer of the real protocol over real gRPC, without a store and without a data plane: it says what a test tells it to. */
+/** A peer of the real protocol over real gRPC, without a store and rails of its own: it says what a test tells it to. */
 export class TestPeer implements AsyncDisposable {
   readonly sessions: PeerSession[] = [];
   epoch = 1n;
   welcome: Partial<Welcome> = {};
+  /** Whether it takes the first provider that it is offered. */
+  takesProvider = false;
   addr = '';
   #server = new Server();
 
@@ -116,6 +118,7 @@ export class TestPeer implements AsyncDisposable {
 
   #onMessage(session: PeerSession, message: ClientMessage__Output): void {
     if (message.body === 'hello') {
+      const offer = this.takesProvider ? message.hello?.providers[0] : undefined;
       session.send({
         welcome: {
           version: 1,
@@ -133,6 +136,7 @@ export class TestPeer implements AsyncDisposable {
             maxRegions: 64,
           },
           serverVersion: '0.0.0-test',
+          ...(offer === undefined ? {} : { provider: offer.name, rails: offer.rails, inlineOnlyReason: '' }),
           ...this.welcome,
         },
       });
