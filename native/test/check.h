@@ -9,7 +9,8 @@
 #include <vector>
 
 // A test harness of one page: TEST(name) { … } registers a case, CHECK(condition) and CHECK_EQUAL(is, should) end the
-// process with the place and the values, and run_tests() runs all of them, or those whose names contain argv[1].
+// process with the place and the values, SKIP(reason) leaves the case and says so, and run_tests() runs all of them, or
+// those whose names contain argv[1].
 
 namespace fabrickv::test {
 
@@ -21,6 +22,11 @@ struct Case {
 inline std::vector<Case>& cases() {
   static std::vector<Case> all;
   return all;
+}
+
+inline int& skipped() {
+  static int count = 0;
+  return count;
 }
 
 struct Registration {
@@ -53,7 +59,7 @@ inline int run_tests(int argc, char** argv) {
     test.body();
     count++;
   }
-  std::printf("%d tests passed\n", count);
+  std::printf("%d tests passed, %d skipped\n", count - skipped(), skipped());
   // A filter that finds nothing is a mistake.
   return count > 0 ? 0 : 1;
 }
@@ -64,6 +70,14 @@ inline int run_tests(int argc, char** argv) {
   static void test_##name();                                                         \
   static const fabrickv::test::Registration registration_##name(#name, test_##name); \
   static void test_##name()
+
+// test/verbs/native.test.ts reads this line.
+#define SKIP(reason)                            \
+  do {                                          \
+    std::printf("    skipped: %s\n", (reason)); \
+    fabrickv::test::skipped()++;                \
+    return;                                     \
+  } while (false)
 
 #define CHECK(condition) ((condition) ? void() : fabrickv::test::fail(__FILE__, __LINE__, "not true: " #condition))
 

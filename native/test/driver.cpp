@@ -1,11 +1,28 @@
 #include "driver.h"
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "check.h"
 
 namespace fabrickv::test {
+namespace {
+
+std::string setting(const char* name, const char* otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
+}
+
+}  // namespace
+
+const Place& place() {
+  static const Place named = [] {
+    const std::string provider = setting("FABRICKV_TEST_PROVIDER", "tcp;ofi_rxm");
+    return Place{provider, setting("FABRICKV_TEST_SOURCE_ADDRESS", "127.0.0.1"), provider.starts_with("verbs")};
+  }();
+  return named;
+}
 
 const fabric::Libfabric& library() {
   fabric::Error error;
@@ -15,8 +32,8 @@ const fabric::Libfabric& library() {
 }
 
 Driver::Driver(fabric::RailOptions options, const fabric::Libfabric& with) {
-  if (options.query.provider.empty()) options.query.provider = "tcp;ofi_rxm";
-  options.query.source_address = "127.0.0.1";
+  if (options.query.provider.empty()) options.query.provider = place().provider;
+  options.query.source_address = place().source_address;
   fabric::Error error;
   rail_ = fabric::Rail::open(
       with, options,
@@ -84,6 +101,19 @@ fabric::Outcome Driver::add_region(const std::shared_ptr<memory::Mapping>& mappi
   fabric::Outcome outcome = wait(*token);
   if (outcome.error != nullptr) fail(__FILE__, __LINE__, outcome.error->text);
   return outcome;
+}
+
+std::optional<uint64_t> Driver::add_source(const std::shared_ptr<memory::Mapping>& mapping) {
+  if (!info().needs_local_registration) return {};
+  return add_region(mapping, 0, mapping->size_bytes(), false).id;
+}
+
+void Driver::remove_region(uint64_t region) {
+  fabric::Error error;
+  const auto token = rail_->deregister_region(region, error);
+  if (!token) fail(__FILE__, __LINE__, error.text);
+  const fabric::Outcome outcome = wait(*token);
+  if (outcome.error != nullptr) fail(__FILE__, __LINE__, outcome.error->text);
 }
 
 uint64_t Driver::add_peer(const std::vector<uint8_t>& address) {

@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <random>
 #include <string_view>
@@ -7,6 +8,7 @@
 
 #include "check.h"
 #include "memory/crc32c.h"
+#include "memory/crc32c_fold.h"
 #include "memory/mapping.h"
 
 using namespace fabrickv::memory;
@@ -61,6 +63,17 @@ TEST(crc32c_agrees_with_the_definition_for_every_length_alignment_and_seed) {
   }
 }
 
+TEST(folding_agrees_with_the_definition_at_every_number_of_steps) {
+  if (!can_fold()) SKIP("this CPU has no VPCLMULQDQ with AVX-512");
+  const std::vector<uint8_t> bytes = random_bytes(4200, 4);
+  for (size_t length = 0; length <= 4100; length += 64) {
+    uint32_t crc = ~uint32_t{7};
+    const size_t taken = fold(crc, bytes.data() + length % 61, length);
+    CHECK_EQUAL(taken, length / 256 * 256);
+    CHECK_EQUAL(~crc, bit_by_bit(bytes.data() + length % 61, taken, 7));
+  }
+}
+
 TEST(crc32c_streams) {
   // Long enough for the three-stream loops of both widths, and for their remainders.
   const std::vector<uint8_t> bytes = random_bytes(200'003, 2);
@@ -84,7 +97,8 @@ TEST(copy_crc32c_copies_and_checks) {
 TEST(crc32c_is_in_hardware_where_the_cpu_has_it) {
   std::printf("    %s\n", crc32c_implementation());
 #if defined(__x86_64__)
-  CHECK_EQUAL(std::string_view(crc32c_implementation()), __builtin_cpu_supports("sse4.2") ? "sse4.2" : "table");
+  const char* plain = __builtin_cpu_supports("sse4.2") ? "sse4.2" : "table";
+  CHECK_EQUAL(std::string_view(crc32c_implementation()), can_fold() ? "vpclmulqdq" : plain);
 #endif
 }
 
@@ -145,6 +159,21 @@ TEST(mappings_go_when_their_last_user_does) {
     CHECK_EQUAL(Mapping::live_count(), 2);
   }
   CHECK(no_mapping_is_left());
+}
+
+TEST(memory_comes_from_the_numa_node_that_is_named) {
+  MapFailure failure;
+  MapOptions options;
+  options.size_bytes = 4096;
+  options.prefault = true;
+  options.numa_node = 0;
+  CHECK(Mapping::create(options, failure) != nullptr);
+  for (const int nowhere : {1023, 1024, 1 << 30}) {
+    options.numa_node = nowhere;
+    CHECK(Mapping::create(options, failure) == nullptr);
+    CHECK_EQUAL(std::string_view(failure.call), "mbind");
+    CHECK_EQUAL(failure.error_number, EINVAL);
+  }
 }
 
 int main(int argc, char** argv) {

@@ -7,6 +7,9 @@
 
 namespace fabrickv::test {
 
+// What a target does to end a writer's access.
+enum class Revocation : uint8_t { kCloseRegion, kCloseRegionAndRemovePeer };
+
 // A second process: this executable again, with --peer. It has a rail and one mapping that is registered for remote
 // write, and does what it is told over a socket.
 class PeerProcess {
@@ -30,10 +33,9 @@ class PeerProcess {
   void fill(uint8_t byte);
   // Bytes of its mapping that are not `byte`.
   uint64_t count_other_than(uint8_t byte);
-  // Waits until a write into memory that is full of `byte` has come some way, closes the region, removes the writer
-  // and, with the proof of quiescence complete, fills the memory with `byte` again. Whether the write was in its
-  // middle.
-  bool revoke_and_fill(uint8_t byte);
+  // Waits until a write into memory that is full of `byte` has come some way, revokes the writer's access and, with the
+  // proof of quiescence complete, fills the memory with `byte` again. Whether the write was in its middle.
+  bool revoke_and_fill(uint8_t byte, Revocation revocation);
   // Registers the memory again.
   void introduce();
   void kill(int signal);

@@ -30,11 +30,15 @@ export interface NativeRailOptions {
   readonly provider: string;
   readonly sourceAddress: string;
   readonly domain: string;
+  /** Negative: auto. */
   readonly spinUs: number;
   readonly chunkBytes: number;
   readonly chunksInFlight: number;
   readonly chunksInFlightPerPeer: number;
   readonly forceLocalRegistration: boolean;
+  readonly forceCloseEndpoint: boolean;
+  /** Negative: none. */
+  readonly cpu: number;
 }
 
 /**
@@ -51,7 +55,13 @@ export interface NativeAddon {
   /** Called with the loans whose memory nobody can reach any more. */
   onLoansReturned(handler: (loans: readonly number[]) => void): void;
 
-  mapMemory(sizeBytes: number, prefault: boolean, hugePages: boolean): Promise<{ id: number; hugePages: boolean }>;
+  /** A negative NUMA node: none in particular. */
+  mapMemory(
+    sizeBytes: number,
+    prefault: boolean,
+    hugePages: boolean,
+    numaNode: number,
+  ): Promise<{ id: number; hugePages: boolean }>;
   closeMapping(mapping: number): void;
   viewMapping(mapping: number, offset: number, length: number): ArrayBuffer | FabricErrorDetails;
   lendMapping(mapping: number, offset: number, length: number, loan: number): ArrayBuffer | FabricErrorDetails;
@@ -82,6 +92,8 @@ export interface NativeAddon {
   railDeregister(rail: number, region: number): number | FabricErrorDetails;
   railInsertPeer(rail: number, address: Uint8Array): number | FabricErrorDetails;
   railRemovePeer(rail: number, peer: number): number | FabricErrorDetails;
+  railDisconnectPeer(rail: number, peer: number): number | FabricErrorDetails;
+  railProve(rail: number): number | FabricErrorDetails;
   railDefineRemote(
     rail: number,
     peer: number,
@@ -91,6 +103,7 @@ export interface NativeAddon {
   ): number | FabricErrorDetails;
   railForgetRemote(rail: number, remote: number): boolean;
   railWrite(rail: number, peer: number, segments: Float64Array): number | FabricErrorDetails;
+  railPingPeer(rail: number, peer: number, remote: number): number | FabricErrorDetails;
   railCancel(rail: number, transfer: number): boolean;
   railBytesCompleted(rail: number, transfer: number): number;
   railChunksInFlight(rail: number, transfer: number): number;

@@ -11,6 +11,7 @@ import { getSystemErrorName } from 'node:util';
  * - `TRANSFER_FAILED`: a write, or the peer that it was for, failed.
  * - `CANCELLED`: the transfer was cancelled, or its peer was removed.
  * - `RAIL_CLOSED`: the rail was closed, is closing, or has failed.
+ * - `UNPROVABLE`: nothing but closing the rail proves here that no write can still land (`Rail.prove`).
  * - `BUSY`: a bounded table or ring is full; `call` names it. Nothing was done, and it may be tried again.
  * - `INVALID_ARGUMENT`: out of bounds, an id that is not (or no longer) known, a malformed address.
  */
@@ -23,6 +24,7 @@ export type FabricErrorCode =
   | 'TRANSFER_FAILED'
   | 'CANCELLED'
   | 'RAIL_CLOSED'
+  | 'UNPROVABLE'
   | 'BUSY'
   | 'INVALID_ARGUMENT';
 
@@ -43,6 +45,8 @@ export interface FabricErrorDetails {
   readonly providerText?: string | undefined;
   /** What the user can do. */
   readonly hint?: string | undefined;
+  /** Of a transfer: see {@link FabricError.landedBytes}. */
+  readonly landedBytes?: number | undefined;
 }
 
 /** libfabric's error numbers that are not errnos (rdma/fi_errno.h). */
@@ -90,6 +94,12 @@ export class FabricError extends Error {
   readonly providerErrno: number | undefined;
   readonly providerText: string | undefined;
   readonly hint: string | undefined;
+  /**
+   * Of a write that failed or was cancelled: how many of its first bytes, in the order of its segments, are visible at
+   * the target. What lies behind them may have landed in part; a write that is continued from here leaves no hole.
+   * 0 for everything else.
+   */
+  readonly landedBytes: number;
 
   constructor(details: FabricErrorDetails, options?: ErrorOptions) {
     const errno = details.errno ?? 0;
@@ -106,6 +116,7 @@ export class FabricError extends Error {
     this.providerErrno = details.providerErrno;
     this.providerText = details.providerText;
     this.hint = details.hint;
+    this.landedBytes = details.landedBytes ?? 0;
   }
 }
 

@@ -31,6 +31,7 @@ export {
   memoryBackend,
 } from './memory.js';
 export { type Fabric, type FabricProvider, type OpenFabricOptions, openFabric } from './open-fabric.js';
+export { PeerPath, PeerPaths, type PeerPathsOptions, STALL_MS_DEFAULT } from './paths.js';
 export {
   type ConsideredProvider,
   LIBFABRIC_PROVIDERS,
@@ -42,9 +43,11 @@ export {
   selectProviders,
 } from './providers.js';
 export {
+  type EfaRailInfo,
   type LocalRegion,
   type OpenRailOptions,
   openRail,
+  type PingOptions,
   type QuiescenceProof,
   type Rail,
   type RailInfo,
@@ -55,4 +58,6 @@ export {
   type WriteOptions,
   type WriteSegment,
 } from './rail.js';
+export type { RailChoice } from './rail-places.js';
 export { defaultSourceAddress, sourceAddressFor } from './source-address.js';
+export { type RemoteMemory, type StripedSegment, StripedWrite, type StripedWriteOptions } from './striped-write.js';

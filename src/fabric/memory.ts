@@ -14,6 +14,8 @@ export interface MapMemoryOptions {
   readonly prefault: boolean;
   /** Ask for transparent huge pages; `true` by default, and harmless where there are none. */
   readonly hugePages?: boolean;
+  /** The NUMA node whose memory is preferred; none by default. Pages come from elsewhere when it has none left. */
+  readonly numaNode?: number;
 }
 
 /** `native`: the addon's mappings. `portable`: plain ArrayBuffers, since the addon cannot be loaded. */
@@ -27,14 +29,23 @@ export function memoryBackend(): MemoryBackend {
 /**
  * Maps anonymous memory, zeroed. It runs on libuv's pool.
  *
- * @throws FabricError `MAPPING_FAILED` with `call: "mmap"` and the errno; `INVALID_ARGUMENT` unless the size is positive.
+ * @throws FabricError `MAPPING_FAILED` with `call: "mmap"` and the errno, or `call: "mbind"` where there is no such NUMA
+ * node; `INVALID_ARGUMENT` unless the size is positive.
  */
-export async function mapMemory({ sizeBytes, prefault, hugePages = true }: MapMemoryOptions): Promise<Mapping> {
+export async function mapMemory({
+  sizeBytes,
+  prefault,
+  hugePages = true,
+  numaNode,
+}: MapMemoryOptions): Promise<Mapping> {
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0) {
     throw invalidArgument('mapMemory', `sizeBytes is ${sizeBytes}; it must be a positive integer`);
   }
+  if (numaNode !== undefined && !(Number.isSafeInteger(numaNode) && numaNode >= 0)) {
+    throw invalidArgument('mapMemory', `numaNode is ${numaNode}; it must be a whole number from 0`);
+  }
   if (memoryBackend() === 'portable') return new PortableMapping(sizeBytes);
-  return mapNativeMemory(sizeBytes, prefault, hugePages);
+  return mapNativeMemory(sizeBytes, prefault, hugePages, numaNode);
 }
 
 /**

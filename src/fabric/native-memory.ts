@@ -103,8 +103,13 @@ export class NativeMapping implements Mapping {
 }
 
 /** Maps memory on libuv's pool. @throws FabricError `MAPPING_FAILED`. */
-export async function mapNativeMemory(sizeBytes: number, prefault: boolean, hugePages: boolean): Promise<Mapping> {
-  const mapped = await translateErrors(nativeAddon().mapMemory(sizeBytes, prefault, hugePages));
+export async function mapNativeMemory(
+  sizeBytes: number,
+  prefault: boolean,
+  hugePages: boolean,
+  numaNode: number | undefined,
+): Promise<Mapping> {
+  const mapped = await translateErrors(nativeAddon().mapMemory(sizeBytes, prefault, hugePages, numaNode ?? -1));
   return new NativeMapping(mapped.id, sizeBytes, mapped.hugePages);
 }
 

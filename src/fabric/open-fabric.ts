@@ -1,7 +1,8 @@
-import { FabricError } from './errors.js';
+import { FabricError, invalidArgument } from './errors.js';
 import { type LibfabricInfo, loadLibfabric } from './libfabric.js';
 import { type ConsideredProvider, type ProviderChoice, type ProviderName, selectProviders } from './providers.js';
-import { openRail, type Rail, type RailTuning } from './rail.js';
+import { type OpenRailOptions, openRail, type Rail, type RailTuning } from './rail.js';
+import { checkRailChoice, findPlaces, probeAddress, type RailChoice, type RailPlace } from './rail-places.js';
 
 /** Options of {@link openFabric}. */
 export interface OpenFabricOptions extends RailTuning {
@@ -10,8 +11,10 @@ export interface OpenFabricOptions extends RailTuning {
   readonly sourceAddresses: readonly string[];
   /** libfabric's own variables, by name; see `loadLibfabric`. */
   readonly environment?: Readonly<Record<string, string>>;
-  /** The most rails per provider; all by default. */
-  readonly railsMax?: number;
+  /** `auto` by default. */
+  readonly rails?: RailChoice;
+  /** CPUs to bind the progress threads to: rail i of a provider gets the one at i modulo their number. None by default. */
+  readonly cpus?: readonly number[];
   /** Called once for each rail that fails by itself. */
   readonly onFailure?: (rail: Rail, failure: FabricError) => void;
 }
@@ -33,6 +36,14 @@ export interface Fabric {
   readonly libfabric: LibfabricInfo | undefined;
   /** With `auto`, why there is no data plane and what to install. */
   readonly missing: FabricError | undefined;
+  /**
+   * Opens another endpoint at the same place, with a new address, and puts it where the rail was in `providers`. The old
+   * rail goes on working until the caller closes it.
+   *
+   * @throws FabricError as {@link openRail} does, with nothing changed; `INVALID_ARGUMENT` for a rail that is not (or no
+   * longer) one of these, `RAIL_CLOSED` after {@link close}.
+   */
+  replaceRail(rail: Rail): Promise<Rail>;
   /** Closes every rail. Idempotent. */
   close(): Promise<void>;
 }
@@ -44,13 +55,14 @@ export interface Fabric {
  * @throws FabricError when a provider was named: `PROVIDER_MISSING`, `LIBFABRIC_MISSING`, `ADDON_MISSING`.
  */
 export async function openFabric(options: OpenFabricOptions): Promise<Fabric> {
+  checkRailChoice(options.rails ?? 'auto');
   const opening = new Opening(options);
   if (options.choice === 'none') return opening.result();
   try {
     await opening.run();
   } catch (error) {
-    await opening.close();
-    if (options.choice !== 'auto' || !(error instanceof FabricError)) throw error;
+    await opening.rails.close();
+    if (options.choice !== 'auto' || !(error instanceof FabricError) || error.code === 'INVALID_ARGUMENT') throw error;
     opening.missing = error;
   }
   return opening.result();
@@ -58,25 +70,28 @@ export async function openFabric(options: OpenFabricOptions): Promise<Fabric> {
 
 class Opening {
   missing: FabricError | undefined;
+  readonly rails: RailTable;
   readonly #options: OpenFabricOptions;
-  readonly #providers: FabricProvider[] = [];
   #considered: ConsideredProvider[] = [];
   #libfabric: LibfabricInfo | undefined;
 
   constructor(options: OpenFabricOptions) {
     this.#options = options;
+    this.rails = new RailTable(options.onFailure);
   }
 
   async run(): Promise<void> {
-    const { choice, environment = {}, sourceAddresses } = this.#options;
+    const { choice, environment = {}, sourceAddresses, rails = 'auto' } = this.#options;
     this.#libfabric = loadLibfabric({ environment });
-    const [sourceAddress] = sourceAddresses;
+    const sourceAddress = probeAddress(rails, sourceAddresses);
     const selection = await selectProviders({ choice, ...(sourceAddress === undefined ? {} : { sourceAddress }) });
     this.#considered = [...selection.considered];
+    const wanted = this.#wanted();
+    const places = await findPlaces(wanted, rails, sourceAddresses);
     let firstError: unknown;
-    for (const candidate of this.#wanted()) {
+    for (const [i, candidate] of wanted.entries()) {
       try {
-        this.#providers.push({ name: candidate.provider, rails: await this.#openRails(candidate) });
+        await this.#openRails(candidate, places[i] ?? []);
       } catch (error) {
         if (choice !== 'auto' || !(error instanceof FabricError)) throw error;
         firstError ??= error;
@@ -86,7 +101,7 @@ class Opening {
         );
       }
     }
-    if (this.#providers.length > 0) return;
+    if (this.rails.providers.length > 0) return;
     throw (
       firstError ??
       new FabricError({
@@ -98,22 +113,16 @@ class Opening {
     );
   }
 
-  close(): Promise<void> {
-    const rails = this.#providers.splice(0).flatMap((provider) => provider.rails);
-    return Promise.all(rails.map((rail) => rail.close())).then(() => undefined);
-  }
-
   result(): Fabric {
-    const providers = [...this.#providers];
+    const { rails } = this;
     return {
       choice: this.#options.choice,
       considered: this.#considered.map(({ provider, available, reason }) => ({ provider, available, reason })),
-      providers,
+      providers: rails.providers,
       libfabric: this.#libfabric,
       missing: this.missing,
-      close: async () => {
-        await Promise.all(providers.flatMap(({ rails }) => rails.map((rail) => rail.close())));
-      },
+      replaceRail: (rail) => rails.replace(rail),
+      close: () => rails.close(),
     };
   }
 
@@ -123,33 +132,94 @@ class Opening {
     return available.filter((candidate, i) => i === 0 || candidate.provider === 'tcp');
   }
 
-  async #openRails({ provider, endpoints }: ConsideredProvider): Promise<Rail[]> {
-    const { sourceAddresses, railsMax = Number.POSITIVE_INFINITY, onFailure } = this.#options;
-    const domains = [...new Set(endpoints.map((endpoint) => endpoint.domain))];
-    const places: { domain?: string; sourceAddress?: string }[] =
-      provider === 'efa'
-        ? domains.map((domain) => ({ domain }))
-        : sourceAddresses.map((sourceAddress) => ({ sourceAddress }));
-    if (places.length === 0) places.push({});
+  async #openRails({ provider }: ConsideredProvider, places: readonly RailPlace[]): Promise<void> {
+    if (places.length === 0) {
+      const text = `none of the rails that were named is one of ${provider}'s`;
+      throw new FabricError({ code: 'PROVIDER_MISSING', call: 'openFabric', text });
+    }
+    const { cpus = [], onFailure: _, ...tuning } = this.#options;
+    await this.rails.open(
+      provider,
+      places.map((place, i) => {
+        const cpu = cpus[i % cpus.length];
+        return { ...tuning, ...place, provider, ...(cpu === undefined ? {} : { cpu }) };
+      }),
+    );
+  }
+}
+
+type MutableProvider = { readonly name: ProviderName; readonly rails: Rail[] };
+
+/** The rails that are open, each with what it was opened with, so that another can take its place. */
+class RailTable {
+  readonly providers: readonly FabricProvider[];
+  readonly #providers: MutableProvider[] = [];
+  readonly #openedWith = new Map<Rail, OpenRailOptions>();
+  readonly #onFailure: OpenFabricOptions['onFailure'];
+  #closed = false;
+
+  constructor(onFailure: OpenFabricOptions['onFailure']) {
+    this.providers = this.#providers;
+    this.#onFailure = onFailure;
+  }
+
+  /** Opens all of a provider's rails, or none. */
+  async open(name: ProviderName, places: readonly OpenRailOptions[]): Promise<void> {
     const rails: Rail[] = [];
     try {
-      for (const place of places.slice(0, railsMax)) {
-        const opened: { rail?: Rail } = {};
-        const rail = await openRail({
-          ...this.#options,
-          ...place,
-          provider,
-          onFailure: (failure) => {
-            if (opened.rail !== undefined) onFailure?.(opened.rail, failure);
-          },
-        });
-        opened.rail = rail;
-        rails.push(rail);
-      }
+      for (const place of places) rails.push(await this.#openOne(place));
     } catch (error) {
-      await Promise.all(rails.map((rail) => rail.close()));
+      await Promise.all(rails.map((rail) => this.#closeOne(rail)));
       throw error;
     }
-    return rails;
+    this.#providers.push({ name, rails });
+  }
+
+  async replace(rail: Rail): Promise<Rail> {
+    const ended = (): FabricError =>
+      new FabricError({ code: 'RAIL_CLOSED', call: 'replaceRail', text: 'the rail was closed or replaced' });
+    if (this.#closed) throw ended();
+    const options = this.#openedWith.get(rail);
+    const place = (): { rails: Rail[]; index: number } | undefined => {
+      const rails = this.#providers.find((provider) => provider.rails.includes(rail))?.rails;
+      return rails === undefined ? undefined : { rails, index: rails.indexOf(rail) };
+    };
+    if (options === undefined || place() === undefined) {
+      throw invalidArgument('replaceRail', "the rail is not one of this fabric's");
+    }
+    for (const old of this.#openedWith.keys()) if (old.state === 'closed') this.#openedWith.delete(old);
+    const replacement = await this.#openOne(options);
+    // Somebody may have closed the fabric, or replaced the same rail, meanwhile.
+    const now = place();
+    if (this.#closed || now === undefined) {
+      await this.#closeOne(replacement);
+      throw ended();
+    }
+    now.rails[now.index] = replacement;
+    return replacement;
+  }
+
+  /** Rails that were replaced as well, in case that the caller has not closed them. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all([...this.#openedWith.keys()].map((rail) => rail.close()));
+  }
+
+  async #openOne(options: OpenRailOptions): Promise<Rail> {
+    const opened: { rail?: Rail } = {};
+    const rail = await openRail({
+      ...options,
+      onFailure: (failure) => {
+        if (opened.rail !== undefined) this.#onFailure?.(opened.rail, failure);
+      },
+    });
+    opened.rail = rail;
+    this.#openedWith.set(rail, options);
+    return rail;
+  }
+
+  async #closeOne(rail: Rail): Promise<void> {
+    this.#openedWith.delete(rail);
+    await rail.close();
   }
 }

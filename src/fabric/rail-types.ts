@@ -6,10 +6,10 @@ import type { ProviderName } from './providers.js';
 /** What shapes a rail's traffic; every field has a default per provider. */
 export interface RailTuning {
   /**
-   * How long the progress thread spins, yielding, after the last event before it sleeps on the CQ's fd; microseconds,
-   * 50 by default.
+   * How long the progress thread spins, yielding, after the last event before it sleeps on the CQ's fd; microseconds.
+   * `auto`, the default: 50 µs, and 200 µs while it is the target of a bulk transfer.
    */
-  readonly spinUs?: number;
+  readonly spinUs?: number | 'auto';
   /** The longest single write; bytes, 1 MiB by default (512 KiB on EFA), never above the provider's `max_msg_size`. */
   readonly chunkBytes?: number;
   /** Chunks of one transfer that may be in flight; 4 by default (16 on verbs and EFA). */
@@ -19,6 +19,8 @@ export interface RailTuning {
    * default (32 on verbs and EFA).
    */
   readonly chunksInFlightPerPeer?: number;
+  /** For tests: say and do what a provider does where only closing the endpoint proves anything. */
+  readonly forceQuiescence?: 'close-endpoint';
 }
 
 /** Options of {@link openRail}. */
@@ -28,6 +30,8 @@ export interface OpenRailOptions extends RailTuning {
   readonly sourceAddress?: string;
   /** The domain (`rdmap0s6-rdm`, `eth0`) where a provider offers several. */
   readonly domain?: string;
+  /** The CPU that the progress thread is bound to; none by default. */
+  readonly cpu?: number;
   /** Called once, on the JS thread, when the rail fails by itself. Everything that was pending has been settled then. */
   readonly onFailure?: (failure: FabricError) => void;
   /** For tests: demand local registrations of a provider that needs none. */
@@ -35,13 +39,26 @@ export interface OpenRailOptions extends RailTuning {
 }
 
 /**
- * What proves that no write of a peer to a closed region can still land.
+ * What proves that no write of anybody's to a closed region can still land.
  *
  * - `close-region`: `deregister` has resolved.
- * - `remove-peer`: `deregister` and `removePeer` of the writer have resolved.
+ * - `fence`: `deregister` and then {@link Rail.prove} have resolved.
  * - `close-endpoint`: only `Rail.close`.
  */
-export type QuiescenceProof = 'close-region' | 'remove-peer' | 'close-endpoint';
+export type QuiescenceProof = 'close-region' | 'fence' | 'close-endpoint';
+
+/** What is peculiar to a rail on EFA. Never run on EFA hardware: docs/efa.md. */
+export interface EfaRailInfo {
+  /** The libfabric fabric; peers have to use the same one. */
+  readonly fabric: 'efa' | 'efa-direct';
+  /** Whether reads and writes travel as packets that the target's CPU copies; then only closing the rail proves quiescence. */
+  readonly emulatedRead: boolean;
+  readonly emulatedWrite: boolean;
+  /** Whether every registration is open to remote reads and writes, whatever `register` was asked for: libfabric < 2.5. */
+  readonly exposesLocalRegions: boolean;
+  /** Sentences for the operator: what was changed in the environment, what is slow, what is open. */
+  readonly remarks: readonly string[];
+}
 
 /** What a rail turned out to be. */
 export interface RailInfo {
@@ -49,7 +66,7 @@ export interface RailInfo {
   /** libfabric's name, as in `tcp;ofi_rxm`. */
   readonly libfabricProvider: string;
   readonly domain: string;
-  /** `fi_getname`: what a peer gives to its `insertPeer`. */
+  /** `fi_getname`, and on EFA one byte more: what a peer gives to its `insertPeer`. */
   readonly address: Buffer;
   /** The same in words, for logs. */
   readonly addressText: string;
@@ -58,7 +75,7 @@ export interface RailInfo {
   readonly maxMessageBytes: number;
   /** Writes that may be in flight at once on this rail. */
   readonly transmitCredits: number;
-  /** The longest region that `register` takes; 1 GiB. */
+  /** The longest region that `register` takes; 1 GiB, or what the device takes where that is less. */
   readonly maxRegionBytes: number;
   readonly mrMode: {
     readonly local: boolean;
@@ -74,6 +91,8 @@ export interface RailInfo {
   readonly waitMode: 'fd' | 'spin';
   /** The longest single write that this rail posts. */
   readonly chunkBytes: number;
+  /** Only on EFA. */
+  readonly efa?: EfaRailInfo;
 }
 
 /** A memory region that this process registered. */
@@ -127,6 +146,15 @@ export interface WriteOptions {
   readonly onDone: (error?: FabricError) => void;
 }
 
+/** Options of {@link Rail.pingPeer}. */
+export interface PingOptions {
+  readonly peer: PeerId;
+  /** A region of the peer's; nothing is written into it, but the peer must have it registered. */
+  readonly remoteRegionId: RemoteRegionId;
+  /** As in {@link WriteOptions}. */
+  readonly onDone: (error?: FabricError) => void;
+}
+
 /** A rail's counters since it was opened, and what it holds now. */
 export interface RailStats {
   /** Since the progress thread last went round; above some hundred ms, it hangs. */
@@ -150,6 +178,12 @@ export interface RailStats {
   readonly sleeps: number;
   /** Closes that libfabric refused; each was reported by the call that asked for it. */
   readonly closeFailures: number;
+  /** Rounds of {@link Rail.prove} that have ended with a proof. */
+  readonly proofs: number;
+  /** Connections that were ended to prove something, or by {@link Rail.disconnectPeer}. */
+  readonly peersDisconnected: number;
+  /** Inbound connections that a proof ended. */
+  readonly connectionsEnded: number;
 }
 
 /** The fields of {@link RailStats} in the order in which the addon fills them in. */
@@ -169,4 +203,7 @@ export const RAIL_STATS_FIELDS = [
   'batches',
   'sleeps',
   'closeFailures',
+  'proofs',
+  'peersDisconnected',
+  'connectionsEnded',
 ] as const satisfies readonly (keyof RailStats)[];

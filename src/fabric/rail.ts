@@ -7,6 +7,7 @@ import { LIBFABRIC_PROVIDERS, type ProviderName } from './providers.js';
 import {
   type LocalRegion,
   type OpenRailOptions,
+  type PingOptions,
   RAIL_STATS_FIELDS,
   type RailInfo,
   type RailStats,
@@ -19,14 +20,19 @@ import {
 
 export type * from './rail-types.js';
 
-const DEFAULTS: Readonly<Record<ProviderName, Required<RailTuning>>> = {
+type Tuning = Required<Omit<RailTuning, 'forceQuiescence'>>;
+
+const DEFAULTS: Readonly<Record<ProviderName, Tuning>> = {
   // Measured: 1 MiB chunks, 2–4 in flight per peer, are best on tcp; 8 cost a third.
-  tcp: { spinUs: 50, chunkBytes: 1024 * 1024, chunksInFlight: 4, chunksInFlightPerPeer: 4 },
+  tcp: { spinUs: 'auto', chunkBytes: 1024 * 1024, chunksInFlight: 4, chunksInFlightPerPeer: 4 },
   // Read, not measured: the knee is at 256–512 KiB on EFA, and devices want depth.
-  verbs: { spinUs: 50, chunkBytes: 1024 * 1024, chunksInFlight: 16, chunksInFlightPerPeer: 32 },
-  efa: { spinUs: 50, chunkBytes: 512 * 1024, chunksInFlight: 16, chunksInFlightPerPeer: 32 },
+  verbs: { spinUs: 'auto', chunkBytes: 1024 * 1024, chunksInFlight: 16, chunksInFlightPerPeer: 32 },
+  efa: { spinUs: 'auto', chunkBytes: 512 * 1024, chunksInFlight: 16, chunksInFlightPerPeer: 32 },
 };
 
+/** What the addon takes for `spinUs: 'auto'` and for no `cpu`. */
+const AUTO = -1;
+const NO_CPU = -1;
 const FIELDS_PER_SEGMENT = 5;
 /** The addon numbers its transfers slot + generation × this. */
 const TRANSFER_SLOTS = 16_384;
@@ -50,7 +56,13 @@ export async function openRail(options: OpenRailOptions): Promise<Rail> {
       throw invalidArgument('openRail', `${name} is ${tuning[name]}; it must be a positive integer`);
     }
   }
-  if (!(tuning.spinUs >= 0)) throw invalidArgument('openRail', `spinUs is ${tuning.spinUs}; it must not be negative`);
+  if (tuning.spinUs !== 'auto' && !(tuning.spinUs >= 0)) {
+    throw invalidArgument('openRail', `spinUs is ${tuning.spinUs}; it must be 'auto' or not negative`);
+  }
+  const { cpu } = options;
+  if (cpu !== undefined && !(Number.isSafeInteger(cpu) && cpu >= 0)) {
+    throw invalidArgument('openRail', `cpu is ${cpu}; it must be a whole number from 0`);
+  }
   loadLibfabric();
   return Rail.open(options, tuning);
 }
@@ -74,7 +86,7 @@ export class Rail {
   }
 
   /** @internal Use {@link openRail}. */
-  static async open(options: OpenRailOptions, tuning: Required<RailTuning>): Promise<Rail> {
+  static async open(options: OpenRailOptions, tuning: Tuning): Promise<Rail> {
     const addon = nativeAddon();
     const link = new Link(addon.completions, options.onFailure);
     const handle = addon.openRail(
@@ -82,11 +94,13 @@ export class Rail {
         provider: LIBFABRIC_PROVIDERS[options.provider],
         sourceAddress: options.sourceAddress ?? '',
         domain: options.domain ?? '',
-        spinUs: tuning.spinUs,
+        spinUs: tuning.spinUs === 'auto' ? AUTO : tuning.spinUs,
         chunkBytes: tuning.chunkBytes,
         chunksInFlight: tuning.chunksInFlight,
         chunksInFlightPerPeer: tuning.chunksInFlightPerPeer,
         forceLocalRegistration: options.forceLocalRegistration ?? false,
+        forceCloseEndpoint: options.forceQuiescence === 'close-endpoint',
+        cpu: options.cpu ?? NO_CPU,
       },
       (count, details) => link.deliver(count, details),
     );
@@ -151,7 +165,7 @@ export class Rail {
   /**
    * Removes a peer: posts nothing more for it, flushes its writes in flight, settles its transfers with `CANCELLED`, and
    * resolves only then. On `…;ofi_rxm` this closes the connection in both directions, needs nothing from the peer, and
-   * is half of the proof of quiescence ({@link RailInfo.quiescence}); if the same address was inserted more than once,
+   * ends its writes into our regions too; if the same address was inserted more than once,
    * the others' writes in flight fail with `TRANSFER_FAILED` (`ECANCELED`) and later ones reconnect. On other providers it
    * waits for the writes in flight.
    *
@@ -160,6 +174,33 @@ export class Rail {
    */
   async removePeer(peer: PeerId): Promise<void> {
     await this.#command(nativeAddon().railRemovePeer(this.#handle, peer));
+  }
+
+  /**
+   * Ends the connection to a peer, and with it what is in flight to it: those writes fail with `TRANSFER_FAILED`
+   * (`ECANCELED`). The peer, its remote regions and the writes of which nothing is in flight stay; the next one connects
+   * again. Needs nothing from the peer. On providers other than `…;ofi_rxm` all its transfers are cancelled and waited
+   * for.
+   *
+   * @throws FabricError `TRANSFER_FAILED` with `ETIMEDOUT` as in {@link removePeer}; `INVALID_ARGUMENT`, `BUSY`,
+   * `RAIL_CLOSED`.
+   */
+  async disconnectPeer(peer: PeerId): Promise<void> {
+    await this.#command(nativeAddon().railDisconnectPeer(this.#handle, peer));
+  }
+
+  /**
+   * Resolves when no write that anybody had begun into a region whose {@link deregister} had resolved before this call
+   * can still land. Where {@link RailInfo.quiescence} is `fence`: every inbound connection is ended (its writer's
+   * operations fail, and it connects again), every peer that we have written to must answer a write of no bytes within
+   * 200 ms, and is disconnected otherwise; honest peers that we connected to notice nothing. It takes a round trip, and
+   * calls that are made meanwhile share the next round. Where it is `close-region` it resolves at once.
+   *
+   * @throws FabricError `UNPROVABLE` where it is `close-endpoint`; `RAIL_CLOSED` when the rail closes first: then its
+   * close is the proof; `BUSY`.
+   */
+  async prove(): Promise<void> {
+    await this.#command(nativeAddon().railProve(this.#handle));
   }
 
   /**
@@ -190,6 +231,19 @@ export class Rail {
     return transfer;
   }
 
+  /**
+   * Writes no bytes to a peer, delivery-complete: an ordinary transfer, to be cancelled and flushed as such. It makes the
+   * connection where there is none, so that it is ours and a proof leaves it alone ({@link prove}), and it tells whether
+   * the peer is there.
+   *
+   * @throws FabricError `INVALID_ARGUMENT` when the region is not one of the peer's, `BUSY`, `RAIL_CLOSED`.
+   */
+  pingPeer({ peer, remoteRegionId, onDone }: PingOptions): TransferId {
+    const transfer = unwrap(nativeAddon().railPingPeer(this.#handle, peer, remoteRegionId));
+    this.#link.transfers[transfer % TRANSFER_SLOTS] = onDone;
+    return transfer;
+  }
+
   /** Bytes of a transfer that have completed; 0 once it has settled. For progress and stall detection; cheap. */
   bytesCompleted(transfer: TransferId): number {
     return nativeAddon().railBytesCompleted(this.#handle, transfer);
@@ -202,7 +256,7 @@ export class Rail {
 
   /**
    * Posts nothing more of a transfer; its `onDone` is called with `CANCELLED` when nothing of it is in flight. To get
-   * there with a frozen peer, {@link removePeer}. Does nothing to a transfer that has settled.
+   * there with a frozen peer, {@link disconnectPeer}. Does nothing to a transfer that has settled.
    */
   cancel(transfer: TransferId): void {
     nativeAddon().railCancel(this.#handle, transfer);

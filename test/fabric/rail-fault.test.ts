@@ -59,7 +59,7 @@ test('a frozen peer: cancel stops posting, removePeer ends what is in flight', a
   pair.target.child.kill('SIGCONT');
 });
 
-test('a target that revokes its region and removes the writer keeps its memory', async () => {
+test('a target that revokes its region and proves keeps its memory', async () => {
   await using pair = await Pair.open(64 * MIB, { chunkBytes: 64 * MIB });
   await pair.write(0, 64 * MIB);
   const { done } = pair.start(0, 64 * MIB);
@@ -67,6 +67,64 @@ test('a target that revokes its region and removes the writer keeps its memory',
   await done.catch(() => undefined);
   await assert.rejects(pair.write(0, 64 * MIB), hasCode('TRANSFER_FAILED'));
   assert.equal(await pair.target.ask({ kind: 'countOther', byte: 0xee }), 0);
+});
+
+test('disconnectPeer ends what is in flight, says how much has landed, and the peer stays', async () => {
+  await using pair = await Pair.open(256 * MIB);
+  const { transfer, done } = await reachTheMiddle(pair, 256 * MIB);
+  pair.target.child.kill('SIGSTOP');
+  await pair.rail.disconnectPeer(pair.peer);
+  let landed = -1;
+  await assert.rejects(done, (error) => {
+    assert.ok(error instanceof FabricError);
+    assert.equal(error.code, 'TRANSFER_FAILED');
+    assert.equal(error.errnoName, 'ECANCELED');
+    landed = error.landedBytes;
+    return true;
+  });
+  assert.equal(pair.rail.chunksInFlight(transfer), 0);
+  assert.ok(landed > 0 && landed < 256 * MIB, `${landed} bytes`);
+  assert.equal(pair.rail.stats().peersDisconnected, 1);
+  pair.target.child.kill('SIGCONT');
+  assert.equal(
+    await pair.target.ask({ kind: 'crc', offset: 0, length: landed }),
+    await pair.mapping.crc32c({ offset: 0, length: landed }),
+  );
+  await pair.write(landed, 256 * MIB - landed);
+  assert.equal(
+    await pair.target.ask({ kind: 'crc', offset: 0, length: 256 * MIB }),
+    await pair.mapping.crc32c({ offset: 0, length: 256 * MIB }),
+  );
+  await assert.rejects(pair.rail.disconnectPeer(77), hasCode('INVALID_ARGUMENT'));
+});
+
+test('pingPeer answers, and a proof leaves the connection that it made alone', async () => {
+  await using pair = await Pair.open(MIB);
+  const ping = (remoteRegionId = pair.remote): Promise<void> => {
+    const { promise, settle } = deferred();
+    pair.rail.pingPeer({ peer: pair.peer, remoteRegionId, onDone: settle });
+    return promise;
+  };
+  await ping();
+  await Promise.all([pair.rail.prove(), pair.rail.prove(), ping()]);
+  const { proofs, peersDisconnected, connectionsEnded, writesFailed } = pair.rail.stats();
+  assert.ok(proofs > 0);
+  assert.deepEqual([peersDisconnected, connectionsEnded, writesFailed], [0, 0, 0]);
+  assert.throws(() => ping(77), hasCode('INVALID_ARGUMENT'));
+  pair.target.child.kill('SIGSTOP');
+  await pair.rail.prove();
+  assert.equal(pair.rail.stats().peersDisconnected, 1);
+  pair.target.child.kill('SIGCONT');
+  await ping();
+});
+
+test('prove refuses where only closing the rail proves anything', async () => {
+  await using pair = await Pair.open(MIB, { forceQuiescence: 'close-endpoint' });
+  assert.equal(pair.rail.info.quiescence, 'close-endpoint');
+  await pair.write(0, MIB);
+  await assert.rejects(pair.rail.prove(), hasCode('UNPROVABLE'));
+  await pair.rail.disconnectPeer(pair.peer);
+  await pair.write(0, MIB);
 });
 
 test('past the limit of what may be pending: BUSY, and all of it settles', async () => {

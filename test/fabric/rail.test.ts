@@ -29,7 +29,7 @@ test('a rail says what it is', async () => {
   assert.equal(address.length, 16);
   assert.match(addressText, /^127\.0\.0\.1:\d+$/);
   assert.deepEqual([rest.provider, rest.libfabricProvider], ['tcp', 'tcp;ofi_rxm']);
-  assert.equal(rest.quiescence, 'remove-peer');
+  assert.equal(rest.quiescence, 'fence');
   assert.equal(rest.waitMode, 'fd');
   assert.equal(rest.chunkBytes, 65_536);
   assert.equal(rest.maxRegionBytes, 2 ** 30);

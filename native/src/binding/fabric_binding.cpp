@@ -108,11 +108,15 @@ Napi::Value open_rail(const Napi::CallbackInfo& info) {
   options.query.provider = to_string(from.Get("provider"));
   options.query.source_address = to_string(from.Get("sourceAddress"));
   options.query.domain = to_string(from.Get("domain"));
-  options.spin_us = static_cast<uint32_t>(to_number(from.Get("spinUs")));
+  const double spin_us = to_number(from.Get("spinUs"));
+  options.spin_auto = spin_us < 0;
+  if (!options.spin_auto) options.spin_us = static_cast<uint32_t>(spin_us);
   options.chunk_bytes = static_cast<uint64_t>(to_number(from.Get("chunkBytes")));
   options.chunks_in_flight = static_cast<uint32_t>(to_number(from.Get("chunksInFlight")));
   options.chunks_in_flight_per_peer = static_cast<uint32_t>(to_number(from.Get("chunksInFlightPerPeer")));
   options.force_local_registration = to_boolean(from.Get("forceLocalRegistration"));
+  options.force_close_endpoint = to_boolean(from.Get("forceCloseEndpoint"));
+  options.cpu = static_cast<int>(to_number(from.Get("cpu")));
   fabric::Error error;
   auto rail = fabric::Rail::open(
       *fabric::loaded_libfabric(), std::move(options),
@@ -146,6 +150,15 @@ Napi::Value rail_insert_peer(const Napi::CallbackInfo& info) {
 Napi::Value rail_remove_peer(const Napi::CallbackInfo& info) {
   return ask_rail(info,
                   [&](fabric::Rail& rail, fabric::Error& error) { return rail.remove_peer(to_count(info[1]), error); });
+}
+
+Napi::Value rail_disconnect_peer(const Napi::CallbackInfo& info) {
+  return ask_rail(
+      info, [&](fabric::Rail& rail, fabric::Error& error) { return rail.disconnect_peer(to_count(info[1]), error); });
+}
+
+Napi::Value rail_prove(const Napi::CallbackInfo& info) {
+  return ask_rail(info, [](fabric::Rail& rail, fabric::Error& error) { return rail.prove(error); });
 }
 
 Napi::Value rail_define_remote(const Napi::CallbackInfo& info) {
@@ -184,6 +197,12 @@ Napi::Value rail_write(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value rail_ping_peer(const Napi::CallbackInfo& info) {
+  return ask_rail(info, [&](fabric::Rail& rail, fabric::Error& error) {
+    return rail.ping(to_count(info[1]), to_count(info[2]), error);
+  });
+}
+
 Napi::Value rail_cancel(const Napi::CallbackInfo& info) {
   RailEntry* entry = find_rail(info);
   return Napi::Boolean::New(info.Env(), entry != nullptr && entry->rail->cancel(to_count(info[1])));
@@ -210,7 +229,7 @@ void rail_stats(const Napi::CallbackInfo& info) {
   const auto read = [](const std::atomic<uint64_t>& counter) {
     return static_cast<double>(counter.load(std::memory_order_relaxed));
   };
-  const std::array<double, 15> values = {static_cast<double>(age),
+  const std::array<double, 18> values = {static_cast<double>(age),
                                          read(counters.writes_posted),
                                          read(counters.writes_completed),
                                          read(counters.writes_failed),
@@ -224,7 +243,10 @@ void rail_stats(const Napi::CallbackInfo& info) {
                                          read(counters.wakeups),
                                          static_cast<double>(entry->batches),
                                          read(counters.sleeps),
-                                         read(counters.close_failures)};
+                                         read(counters.close_failures),
+                                         read(counters.proofs),
+                                         read(counters.peers_disconnected),
+                                         read(counters.connections_ended)};
   std::copy_n(values.begin(), std::min(values.size(), into.size()), into.data());
 }
 
@@ -265,9 +287,12 @@ void define_fabric(Napi::Object exports) {
   define<rail_deregister>(exports, "railDeregister");
   define<rail_insert_peer>(exports, "railInsertPeer");
   define<rail_remove_peer>(exports, "railRemovePeer");
+  define<rail_disconnect_peer>(exports, "railDisconnectPeer");
+  define<rail_prove>(exports, "railProve");
   define<rail_define_remote>(exports, "railDefineRemote");
   define<rail_forget_remote>(exports, "railForgetRemote");
   define<rail_write>(exports, "railWrite");
+  define<rail_ping_peer>(exports, "railPingPeer");
   define<rail_cancel>(exports, "railCancel");
   define<rail_bytes_completed>(exports, "railBytesCompleted");
   define<rail_chunks_in_flight>(exports, "railChunksInFlight");

@@ -41,7 +41,12 @@ class MapTask : public Task {
     if (mapping_ == nullptr) {
       const std::string text = "mapping " + std::to_string(options_.size_bytes) +
                                " bytes: " + std::generic_category().message(failure_.error_number);
-      return reject(make_details(Env(), {"MAPPING_FAILED", failure_.call, text, failure_.error_number}));
+      auto details = make_details(Env(), {"MAPPING_FAILED", failure_.call, text, failure_.error_number});
+      if (std::strcmp(failure_.call, "mbind") == 0) {
+        details.Set("hint", "there may be no NUMA node " + std::to_string(options_.numa_node) +
+                                ": /sys/devices/system/node/online lists them; or a container's rules forbid mbind");
+      }
+      return reject(details);
     }
     const uint64_t id = mapping_->serial();
     auto object = Napi::Object::New(Env());
@@ -61,6 +66,7 @@ Napi::Value map_memory(const Napi::CallbackInfo& info) {
   options.size_bytes = to_count(info[0]);
   options.prefault = to_boolean(info[1]);
   options.huge_pages = to_boolean(info[2]);
+  options.numa_node = static_cast<int>(to_number(info[3]));
   return Task::start(std::make_unique<MapTask>(info.Env(), options));
 }
 

@@ -10,12 +10,24 @@ const char* quiescence_name(fabric::Quiescence quiescence) {
   switch (quiescence) {
     case fabric::Quiescence::kCloseRegion:
       return "close-region";
-    case fabric::Quiescence::kRemovePeer:
-      return "remove-peer";
+    case fabric::Quiescence::kFence:
+      return "fence";
     case fabric::Quiescence::kCloseEndpoint:
       break;
   }
   return "close-endpoint";
+}
+
+Napi::Object make_efa(Napi::Env env, const fabric::RailInfo& info) {
+  auto remarks = Napi::Array::New(env, info.efa_remarks.size());
+  for (uint32_t i = 0; i < info.efa_remarks.size(); i++) remarks.Set(i, info.efa_remarks[i]);
+  auto object = Napi::Object::New(env);
+  object.Set("fabric", info.efa->direct ? "efa-direct" : "efa");
+  object.Set("emulatedRead", info.efa->emulated_read);
+  object.Set("emulatedWrite", info.efa->emulated_write);
+  object.Set("exposesLocalRegions", info.efa->exposes_local_regions);
+  object.Set("remarks", remarks);
+  return object;
 }
 
 Napi::Object make_region(Napi::Env env, const fabric::Outcome& outcome) {
@@ -34,6 +46,7 @@ Napi::Object make_details(Napi::Env env, const fabric::Error& error) {
   if (error.provider_errno) object.Set("providerErrno", *error.provider_errno);
   if (!error.provider_text.empty()) object.Set("providerText", error.provider_text);
   if (!error.hint.empty()) object.Set("hint", error.hint);
+  if (error.landed_bytes > 0) object.Set("landedBytes", error.landed_bytes);
   return object;
 }
 
@@ -59,6 +72,7 @@ Napi::Object make_rail_info(Napi::Env env, const fabric::RailInfo& info) {
   object.Set("quiescence", quiescence_name(info.quiescence));
   object.Set("waitMode", info.has_wait_fd ? "fd" : "spin");
   object.Set("chunkBytes", info.chunk_bytes);
+  if (info.efa) object.Set("efa", make_efa(env, info));
   return object;
 }
 

@@ -10,9 +10,6 @@
 namespace fabrickv::fabric {
 namespace {
 
-// FI_OPT_EFA_EMULATED_WRITE of rdma/fi_ext.h, which headers before 1.18 do not have. The value is a bool.
-constexpr int kOptEfaEmulatedWrite = -(0xefa << 16) + 2;
-
 bool registration_cache_is_off() {
   const char* value = std::getenv("FI_MR_CACHE_MAX_COUNT");
   return value != nullptr && std::string_view(value) == "0";
@@ -51,6 +48,9 @@ bool Endpoint::fail(const char* call, int result, Error& error) const {
   error.text = library_.error_text(result) + place_;
   error.provider = description_.provider;
   error.hint = remedy(call, result);
+  if (efa::is_efa(description_.provider)) {
+    for (const std::string& remark : library_.efa_remarks) error.hint += "; " + remark;
+  }
   return false;
 }
 
@@ -114,6 +114,11 @@ bool Endpoint::open_endpoint(Error& error) {
     ep_.abandon();
     return fail(call, result, error);
   }
+  if (efa::is_efa(info_->fabric_attr->prov_name)) {
+    result = efa::forbid_shared_memory(ep_.get());
+    if (result != 0 && !library_.efa_shm_is_off)
+      return fail("fi_setopt(FI_OPT_SHARED_MEMORY_PERMITTED)", result, error);
+  }
   result = fi_enable(ep_.get());
   return result == 0 || fail("fi_enable", result, error);
 }
@@ -138,6 +143,11 @@ bool Endpoint::describe(Error& error) {
   info.needs_local_registration = (info.mr_mode & FI_MR_LOCAL) != 0;
   info.removal_flushes = library_.removal_flushes && info.provider.ends_with(";ofi_rxm");
   info.has_wait_fd = wait_fd_ >= 0;
+  if (efa::is_efa(info.provider)) {
+    info.efa = efa::query_traits(ep_.get(), info_->fabric_attr->name, library_.loaded_version);
+    info.efa_remarks = efa::remarks(*info.efa, library_.efa_remarks);
+    info.address.push_back(efa::trait_byte(*info.efa));
+  }
   info.quiescence = find_quiescence();
   return true;
 }
@@ -146,14 +156,15 @@ Quiescence Endpoint::find_quiescence() const {
   const std::string& provider = description_.provider;
   // Device writes on both sides, checked against the region by the NIC.
   if (provider.starts_with("verbs") && registration_cache_is_off()) return Quiescence::kCloseRegion;
-  if (provider.starts_with("efa")) {
-    // Emulated writes check the region at their first packet only.
-    bool emulated = true;
-    size_t length = sizeof emulated;
-    const int result = fi_getopt(ep_.fid(), FI_OPT_ENDPOINT, kOptEfaEmulatedWrite, &emulated, &length);
-    if (result == 0 && length == sizeof emulated && !emulated) return Quiescence::kCloseRegion;
-  }
-  return description_.removal_flushes ? Quiescence::kRemovePeer : Quiescence::kCloseEndpoint;
+  if (description_.efa && efa::close_region_proves(*description_.efa)) return Quiescence::kCloseRegion;
+  // A fence is answered by the peer's libfabric, and so proves nothing of what its device writes.
+  const bool fences = description_.removal_flushes && provider.starts_with("tcp");
+  return fences ? Quiescence::kFence : Quiescence::kCloseEndpoint;
+}
+
+void Endpoint::distrust() {
+  description_.removal_flushes = false;
+  description_.quiescence = Quiescence::kCloseEndpoint;
 }
 
 bool Endpoint::may_sleep() {

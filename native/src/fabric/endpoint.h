@@ -3,20 +3,22 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "fabric/efa.h"
 #include "fabric/libfabric.h"
 #include "fabric/provider.h"
 
 namespace fabrickv::fabric {
 
-// What proves that no write of a peer to a closed region can still land.
+// What proves that no write of anybody's to a closed region can still land.
 enum class Quiescence {
   // The region's close has returned.
   kCloseRegion,
-  // The region is closed and the writer removed from the address vector.
-  kRemovePeer,
+  // The region is closed, and then every connection fenced or ended: see progress_proof.cpp.
+  kFence,
   // Only the endpoint's close.
   kCloseEndpoint,
 };
@@ -25,6 +27,7 @@ enum class Quiescence {
 struct RailInfo {
   std::string provider;
   std::string domain;
+  // What a peer inserts: fi_getname's, and on EFA efa::trait_byte behind it.
   std::vector<uint8_t> address;
   std::string address_text;
   std::string address_format;
@@ -38,6 +41,9 @@ struct RailInfo {
   bool removal_flushes = false;
   bool has_wait_fd = false;
   Quiescence quiescence = Quiescence::kCloseEndpoint;
+  // Only on EFA.
+  std::optional<efa::Traits> efa;
+  std::vector<std::string> efa_remarks;
 };
 
 // Owns one libfabric object. Its close is checked: by whoever calls close(), or counted when the destructor does it.
@@ -80,6 +86,8 @@ class Endpoint {
                                         std::atomic<uint64_t>& close_failures, Error& error);
 
   const RailInfo& info() const { return description_; }
+  // From here on it behaves as where only closing it proves that no write can still land.
+  void distrust();
   const Libfabric& library() const { return library_; }
   fid_domain* domain() const { return domain_.get(); }
   fid_cq* cq() const { return cq_.get(); }

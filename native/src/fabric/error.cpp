@@ -20,6 +20,8 @@ const char* code_name(ErrorCode code) {
       return "CANCELLED";
     case ErrorCode::kRailClosed:
       return "RAIL_CLOSED";
+    case ErrorCode::kUnprovable:
+      return "UNPROVABLE";
     case ErrorCode::kBusy:
       return "BUSY";
     case ErrorCode::kInvalidArgument:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -14,6 +15,7 @@ enum class ErrorCode {
   kTransferFailed,
   kCancelled,
   kRailClosed,
+  kUnprovable,
   kBusy,
   kInvalidArgument,
 };
@@ -34,6 +36,8 @@ struct Error {
   std::string provider_text;
   // What the user can do; may be empty.
   std::string hint;
+  // Of a transfer: the bytes from its beginning that have all arrived.
+  uint64_t landed_bytes = 0;
 };
 
 // strerror, thread-safe.

@@ -11,9 +11,11 @@
 #include <cstring>
 #include <mutex>
 #include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "fabric/efa.h"
 #include "fabric/exit_guard.h"
 
 namespace fabrickv::fabric {
@@ -64,14 +66,16 @@ bool is_true(const char* value) {
   return false;
 }
 
-void set_environment(const std::map<std::string, std::string>& environment) {
+// Returns the remarks on what EFA has there.
+std::vector<std::string> set_environment(const std::map<std::string, std::string>& environment) {
   for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
   // Removing a peer must flush its operations: quiescence rests on it, so nobody may switch it off.
   setenv("FI_AV_REMOVE_CLEANUP", "1", 1);
+  // A proof rests on the provider reading payloads itself, when it is told to (progress_proof.cpp).
+  setenv("FI_TCP_IO_URING", "0", 1);
   // With the registration cache, writes to a region that was closed succeed on verbs.
   setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
-  // EFA would use shm for peers on the same host, whose plain write checks neither key nor bounds.
-  setenv("FI_EFA_ENABLE_SHM_TRANSFER", "0", 0);
+  return efa::prepare_environment();
 }
 
 std::vector<std::string> places_to_look() {
@@ -147,7 +151,9 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
   if (const Libfabric* library = loaded_libfabric()) return library;
   const bool cleanup_was_set = is_true(std::getenv("FI_AV_REMOVE_CLEANUP"));
   const bool was_loaded = dlopen("libfabric.so.1", RTLD_NOW | RTLD_NOLOAD) != nullptr;
-  set_environment(environment);
+  const char* shm = std::getenv("FI_EFA_ENABLE_SHM_TRANSFER");
+  const bool shm_was_off = shm != nullptr && std::string_view(shm) == "0";
+  std::vector<std::string> efa_remarks = set_environment(environment);
   std::string tried;
   for (const std::string& place : places_to_look()) {
     const SignalGuard guard;
@@ -158,6 +164,8 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
       text = reason == nullptr ? "dlopen failed" : reason;
     } else if (std::unique_ptr<Libfabric> library = bind_symbols(handle, place, text)) {
       library->removal_flushes = cleanup_was_set || !was_loaded;
+      library->efa_shm_is_off = shm_was_off || !was_loaded;
+      library->efa_remarks = std::move(efa_remarks);
       renew_exit_handler();
       loaded.store(library.release(), std::memory_order_release);
       return loaded_libfabric();
@@ -170,7 +178,8 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
   return nullptr;
 }
 
-int get_info(const Libfabric& library, const char* node, uint64_t flags, const fi_info* hints, Info& info) {
+int get_info(const Libfabric& library, uint32_t version, const char* node, uint64_t flags, const fi_info* hints,
+             Info& info) {
   const std::scoped_lock lock(info_mutex);
   // Only the first call loads libraries that take signals over. Guarding the others would undo what the program itself
   // does to its handlers meanwhile.
@@ -178,7 +187,7 @@ int get_info(const Libfabric& library, const char* node, uint64_t flags, const f
   std::optional<SignalGuard> guard;
   if (!providers_are_loaded) guard.emplace();
   fi_info* list = nullptr;
-  const int result = library.getinfo(library.api_version, node, nullptr, flags, hints, &list);
+  const int result = library.getinfo(version, node, nullptr, flags, hints, &list);
   info.reset(list);
   providers_are_loaded = true;
   return result;

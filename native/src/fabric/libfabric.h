@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "fabric/error.h"
 
@@ -36,6 +37,10 @@ struct Libfabric {
   // Whether rxm flushes a peer's operations when it is removed. It reads FI_AV_REMOVE_CLEANUP only once, so this is
   // false when something else in the process had loaded libfabric before us without that variable.
   bool removal_flushes = false;
+  // Whether EFA has read that it must not use shm: false when something else had loaded libfabric before us without it.
+  bool efa_shm_is_off = false;
+  // What was changed in the environment for EFA, and what is wrong in it, in sentences for the operator.
+  std::vector<std::string> efa_remarks;
 
   // fi_strerror of a positive or negative error number.
   std::string error_text(int error_number) const { return strerror(error_number < 0 ? -error_number : error_number); }
@@ -56,7 +61,8 @@ struct InfoDeleter {
 using Info = std::unique_ptr<fi_info, InfoDeleter>;
 
 // fi_getinfo, one call at a time and with the signal handlers saved around it: providers install theirs on first use.
-// Takes 10-100 ms; not for the JS thread. Negative errno on failure.
-int get_info(const Libfabric& library, const char* node, uint64_t flags, const fi_info* hints, Info& info);
+// `version` is the API that is asked for. Takes 10-100 ms; not for the JS thread. Negative errno on failure.
+int get_info(const Libfabric& library, uint32_t version, const char* node, uint64_t flags, const fi_info* hints,
+             Info& info);
 
 }  // namespace fabrickv::fabric

@@ -36,6 +36,8 @@ constexpr auto kConnectingGrace = std::chrono::milliseconds(20);
 // When the address of such a peer is taken out of the vector: by then its attempt to connect has ended, one way or
 // other.
 constexpr auto kLingerTime = std::chrono::seconds(2);
+// How long a proof waits for a peer's answer before it ends the connection.
+constexpr auto kFenceTimeout = std::chrono::milliseconds(200);
 // How long closing waits for the same, before it closes the endpoint over them.
 constexpr auto kCloseTimeout = std::chrono::seconds(1);
 // How long the end of the process waits for all rails together.

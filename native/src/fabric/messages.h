@@ -6,7 +6,16 @@
 
 namespace fabrickv::fabric {
 
-enum class CommandKind : uint8_t { kRegister, kDeregister, kInsertPeer, kRemovePeer, kWrite, kCancel };
+enum class CommandKind : uint8_t {
+  kRegister,
+  kDeregister,
+  kInsertPeer,
+  kRemovePeer,
+  kDisconnectPeer,
+  kProve,
+  kWrite,
+  kCancel,
+};
 
 // From the owner thread to the progress thread. Which pointer is set follows from the kind.
 struct Command {
@@ -30,6 +39,8 @@ enum class CompletionKind : uint8_t {
   kDeregistered,
   kPeerInserted,
   kPeerRemoved,
+  kPeerDisconnected,
+  kProved,
   kTransfer,
 };
 

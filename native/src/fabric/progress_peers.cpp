@@ -11,7 +11,9 @@ namespace fabrickv::fabric {
 
 void ProgressThread::insert_peer(Peer& peer, int64_t token) {
   peer.removing = false;
+  peer.paused = false;
   peer.posted = false;
+  peer.fence = Fence::kNone;
   const int inserted = put_into_vector(peer);
   if (inserted != 1) {
     // Zero means that the address was refused without a reason.
@@ -85,12 +87,14 @@ ProgressThread::TakenOut ProgressThread::take_out_of_vector(Peer& peer, int& res
 bool ProgressThread::may_be_connecting(const Peer& peer) const {
   // Once the endpoint is closed there are no connections.
   if (!endpoint_->info().removal_flushes || endpoint_->ep() == nullptr) return false;
-  const bool lingers =
-      std::ranges::any_of(lingering_, [&](const Lingering& one) { return one.fi_addr == peer.fi_addr; });
-  return lingers || std::ranges::any_of(peers_, [&](const Peer* other) {
+  return lingers(peer.fi_addr) || std::ranges::any_of(peers_, [&](const Peer* other) {
            return other->posted && std::ranges::equal(std::span(other->address.data(), other->address_length),
                                                       std::span(peer.address.data(), peer.address_length));
          });
+}
+
+bool ProgressThread::lingers(fi_addr_t address) const {
+  return std::ranges::any_of(lingering_, [&](const Lingering& one) { return one.fi_addr == address; });
 }
 
 void ProgressThread::check_removals() {
@@ -120,6 +124,13 @@ void ProgressThread::check_removals() {
                             {peer.address.begin(), peer.address.begin() + static_cast<ptrdiff_t>(peer.address_length)},
                             now_ + kLingerTime});
       peer.in_vector = false;
+    }
+    forget_fence(peer);
+    for (size_t k = disconnections_.size(); k > 0; k--) {
+      const Disconnection disconnection = disconnections_[k - 1];
+      if (disconnection.peer != &peer) continue;
+      disconnections_.erase(disconnections_.begin() + static_cast<ptrdiff_t>(k) - 1);
+      push(CompletionKind::kPeerDisconnected, disconnection.token, &peer, nullptr);
     }
     scheduler_->detach(peer);
     strike(peers_, peer);
@@ -162,13 +173,57 @@ void ProgressThread::reconnect_failed_peers() {
   for (Peer* peer : failed_peers_) {
     int result = 0;
     if (peer->removing || take_out_of_vector(*peer, result) != TakenOut::kYes) continue;
-    const int inserted = put_into_vector(*peer);
-    if (inserted == 1) continue;
-    // Out of memory, most likely. Writes to an address that is not there must not be posted.
-    failure_ = std::make_unique<Error>(
-        make_error(ErrorCode::kTransferFailed, "fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL));
+    put_back(*peer);
   }
   failed_peers_.clear();
+}
+
+// Puts a peer that was taken out of the vector into it again. The errors of what was in flight are still to come: they
+// belong to the connection that is gone.
+void ProgressThread::put_back(Peer& peer) {
+  peer.connection++;
+  peer.posted = false;
+  const int inserted = put_into_vector(peer);
+  if (inserted == 1) return;
+  // Out of memory, most likely. Writes to an address that is not there must not be posted.
+  failure_ = std::make_unique<Error>(
+      make_error(ErrorCode::kTransferFailed, "fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL));
+}
+
+void ProgressThread::begin_disconnection(Peer& peer, int64_t token) {
+  // Nothing is posted until what was in flight has come back, so that the end of that can be told.
+  peer.paused = true;
+  disconnections_.push_back({&peer, token, now_});
+  if (endpoint_->info().removal_flushes) return end_connection(peer);
+  Error disconnected;
+  disconnected.code = ErrorCode::kCancelled;
+  disconnected.call = "disconnectPeer";
+  disconnected.text = "the peer was disconnected";
+  scheduler_->stop_all(peer, disconnected);
+}
+
+void ProgressThread::check_disconnections() {
+  for (size_t i = 0; i < disconnections_.size();) {
+    const Disconnection disconnection = disconnections_[i];
+    std::unique_ptr<Error> error;
+    if (disconnection.peer->operations_in_flight > 0) {
+      if (now_ - disconnection.began < kRemovalTimeout) {
+        i++;
+        continue;
+      }
+      error = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "disconnectPeer", -FI_ETIMEDOUT));
+      error->hint = "close the rail: its writes in flight to this peer do not come back";
+    }
+    disconnections_.erase(disconnections_.begin() + static_cast<ptrdiff_t>(i));
+    end_disconnection(disconnection, std::move(error));
+  }
+}
+
+void ProgressThread::end_disconnection(const Disconnection& disconnection, std::unique_ptr<Error> error) {
+  Peer& peer = *disconnection.peer;
+  peer.paused = std::ranges::any_of(disconnections_, [&](const Disconnection& other) { return other.peer == &peer; });
+  push(CompletionKind::kPeerDisconnected, disconnection.token, &peer, std::move(error));
+  scheduler_->resume(peer);
 }
 
 }  // namespace fabrickv::fabric

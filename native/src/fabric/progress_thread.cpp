@@ -1,9 +1,11 @@
 #include "fabric/progress_thread.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/random.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <string>
 #include <utility>
 
@@ -47,12 +49,17 @@ void ProgressThread::run() {
 
 bool ProgressThread::open() {
   Error error;
+  if (!bind_to_cpu(error)) {
+    push(CompletionKind::kOpened, 0, nullptr, std::make_unique<Error>(std::move(error)));
+    return false;
+  }
   endpoint_ =
       Endpoint::open(shared_.library, shared_.options.query, kOperationsMax, shared_.counters.close_failures, error);
   if (endpoint_ == nullptr) {
     push(CompletionKind::kOpened, 0, nullptr, std::make_unique<Error>(std::move(error)));
     return false;
   }
+  if (shared_.options.force_close_endpoint) endpoint_->distrust();
   shared_.info = endpoint_->info();
   shared_.info.chunk_bytes = std::min<size_t>(shared_.options.chunk_bytes, shared_.info.max_message_bytes);
   if (shared_.options.force_local_registration) shared_.info.needs_local_registration = true;
@@ -61,6 +68,25 @@ bool ProgressThread::open() {
   push(CompletionKind::kOpened, 0, nullptr, nullptr);
   wake_owner();
   return true;
+}
+
+bool ProgressThread::bind_to_cpu(Error& error) const {
+  const int cpu = shared_.options.cpu;
+  if (cpu < 0) return true;
+  int result = EINVAL;
+  if (cpu < CPU_SETSIZE) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET(cpu, &cpus);
+    result = pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+  }
+  if (result == 0) return true;
+  error.code = ErrorCode::kInvalidArgument;
+  error.call = "pthread_setaffinity_np";
+  error.error_number = result;
+  error.text = "the progress thread cannot run on CPU " + std::to_string(cpu);
+  error.hint = "name a CPU that is online and that this process may use: taskset -pc $$ lists them";
+  return false;
 }
 
 void ProgressThread::loop() {
@@ -72,8 +98,10 @@ void ProgressThread::loop() {
     worked |= scheduler_->post();
     worked |= scheduler_->poll(failure_);
     reconnect_failed_peers();
+    check_disconnections();
     check_removals();
     remove_lingering();
+    worked |= advance_proof();
     wake_owner();
     if (worked) {
       last_activity_ = now_;
@@ -105,6 +133,10 @@ void ProgressThread::execute(const Command& command) {
       return insert_peer(*command.peer, command.token);
     case CommandKind::kRemovePeer:
       return begin_removal(*command.peer, command.token);
+    case CommandKind::kDisconnectPeer:
+      return begin_disconnection(*command.peer, command.token);
+    case CommandKind::kProve:
+      return prove(command.token);
     case CommandKind::kWrite:
       return scheduler_->start(*command.transfer);
     case CommandKind::kCancel: {
@@ -130,7 +162,7 @@ void ProgressThread::register_region(Region& region, int64_t token) {
   if (result != 0) {
     region.registration = nullptr;
     auto error = std::make_unique<Error>(make_error(ErrorCode::kRegistrationFailed, "fi_mr_reg", result));
-    error->hint = registration_hint(result, region.length);
+    error->hint = info.efa ? efa::registration_hint(result, region.length) : registration_hint(result, region.length);
     return push(CompletionKind::kRegistered, token, &region, std::move(error));
   }
   region.descriptor = fi_mr_desc(region.registration);
@@ -192,6 +224,13 @@ void ProgressThread::shut_down() {
         push(CompletionKind::kPeerInserted, command.token, command.peer,
              std::make_unique<Error>(closed_error("insertPeer")));
         break;
+      case CommandKind::kDisconnectPeer:
+        push(CompletionKind::kPeerDisconnected, command.token, command.peer,
+             std::make_unique<Error>(closed_error("disconnectPeer")));
+        break;
+      case CommandKind::kProve:
+        push(CompletionKind::kProved, command.token, nullptr, std::make_unique<Error>(closed_error("prove")));
+        break;
       case CommandKind::kDeregister:
       case CommandKind::kRemovePeer:
         execute(command);
@@ -200,6 +239,7 @@ void ProgressThread::shut_down() {
         break;
     }
   }
+  abandon_proofs();
   const Error closed = closed_error("write");
   for (Peer* peer : peers_) scheduler_->stop_all(*peer, closed);
   if (failure_ == nullptr) flush_in_flight();
@@ -240,6 +280,9 @@ void ProgressThread::close_everything() {
   }
   regions_.clear();
   now_ = Clock::now();
+  for (const Disconnection& disconnection : std::exchange(disconnections_, {})) {
+    end_disconnection(disconnection, std::make_unique<Error>(closed_error("disconnectPeer")));
+  }
   check_removals();
   endpoint_.reset();
 }

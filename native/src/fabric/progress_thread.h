@@ -49,6 +49,12 @@ class ProgressThread final : public Scheduler::Listener {
     // libfabric refuses.
     kRefused,
   };
+  // A disconnection that waits for what was in flight to come back.
+  struct Disconnection {
+    Peer* peer;
+    int64_t token;
+    Clock::time_point began;
+  };
   // An address that could not be taken out of the vector when its peer went.
   struct Lingering {
     fi_addr_t fi_addr;
@@ -69,10 +75,29 @@ class ProgressThread final : public Scheduler::Listener {
   TakenOut take_out_of_vector(Peer& peer, int& result);
   bool may_be_connecting(const Peer& peer) const;
   int put_into_vector(Peer& peer);
+  void put_back(Peer& peer);
+  bool lingers(fi_addr_t address) const;
+  void begin_disconnection(Peer& peer, int64_t token);
+  void check_disconnections();
+  void end_disconnection(const Disconnection& disconnection, std::unique_ptr<Error> error);
   void remove_lingering();
   void on_settled(Transfer& transfer) override;
   void on_connection_failed(Peer& peer) override;
+  void on_fenced(Peer& peer, uint64_t connection, bool answered) override;
   void reconnect_failed_peers();
+
+  void prove(int64_t token);
+  bool advance_proof();
+  void begin_round();
+  void end_round();
+  bool advance_fence(Peer& peer);
+  void post_fence(Peer& peer);
+  void end_connection(Peer& peer);
+  void end_lingering_connections();
+  void forget_fence(Peer& peer);
+  void abandon_proofs();
+
+  bool bind_to_cpu(Error& error) const;
   void shut_down();
   void flush_in_flight();
   void close_everything();
@@ -92,6 +117,14 @@ class ProgressThread final : public Scheduler::Listener {
   std::unique_ptr<Endpoint> endpoint_;
   std::unique_ptr<Scheduler> scheduler_;
   std::vector<Removal> removals_;
+  std::vector<Disconnection> disconnections_;
+  // Calls of prove() that wait for the next round, and those that the one under way answers.
+  std::vector<int64_t> waiting_proofs_;
+  std::vector<int64_t> running_proofs_;
+  Clock::time_point round_began_{};
+  bool may_end_for_credit_ = false;
+  // The peers of the round that have not settled.
+  std::vector<Peer*> fenced_;
   // In the order in which they are due.
   std::deque<Lingering> lingering_;
   // What is open, so that closing finds it; each element knows its index.

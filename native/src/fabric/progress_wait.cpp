@@ -50,11 +50,15 @@ bool ProgressThread::must_not_sleep() const {
 
 Clock::duration ProgressThread::spin_time() const {
   const Clock::duration usual = std::chrono::microseconds(shared_.options.spin_us);
-  return short_sleeps_ >= kBulkStreak ? std::max<Clock::duration>(usual, kBulkSpin) : usual;
+  return shared_.options.spin_auto && short_sleeps_ >= kBulkStreak ? std::max<Clock::duration>(usual, kBulkSpin)
+                                                                   : usual;
 }
 
 Clock::duration ProgressThread::sleep_limit(Clock::time_point now) const {
-  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled() || !removals_.empty()) return kConnectingSleepMax;
+  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled() || !removals_.empty() || !disconnections_.empty() ||
+      !running_proofs_.empty()) {
+    return kConnectingSleepMax;
+  }
   const Clock::time_point trouble = std::max(last_connect_, scheduler_->last_trouble());
   if (now - trouble < kConnectingWindow) return kConnectingSleepMax;
   if (now - last_unexplained_wake_ < kUnexplainedWakeWindow) return kConnectingSleepMax;
@@ -83,6 +87,7 @@ void ProgressThread::push(CompletionKind kind, int64_t token, void* object, std:
       break;
     case CompletionKind::kPeerInserted:
     case CompletionKind::kPeerRemoved:
+    case CompletionKind::kPeerDisconnected:
       completion.peer = static_cast<Peer*>(object);
       break;
     default:

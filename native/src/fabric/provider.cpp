@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "fabric/efa.h"
+
 namespace fabrickv::fabric {
 namespace {
 
@@ -31,6 +33,7 @@ Info make_hints(const Libfabric& library, const EndpointQuery& query) {
   hints->domain_attr->av_type = FI_AV_TABLE;
   hints->domain_attr->name = duplicate(query.domain);
   hints->fabric_attr->prov_name = duplicate(query.provider);
+  if (efa::is_efa(query.provider)) hints->fabric_attr->name = duplicate(efa::fabric_name());
   return hints;
 }
 
@@ -91,8 +94,12 @@ int query_endpoints(const Libfabric& library, const EndpointQuery& query, Info& 
   const Info hints = make_hints(library, query);
   if (!hints) return -FI_ENOMEM;
   const bool bound = !query.source_address.empty();
-  return get_info(library, bound ? query.source_address.c_str() : nullptr, bound ? FI_SOURCE | FI_NUMERICHOST : 0,
-                  hints.get(), info);
+  const uint32_t version =
+      efa::is_efa(query.provider)
+          ? efa::api_version(library.loaded_version, FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION))
+          : library.api_version;
+  return get_info(library, version, bound ? query.source_address.c_str() : nullptr,
+                  bound ? FI_SOURCE | FI_NUMERICHOST : 0, hints.get(), info);
 }
 
 Error provider_missing(const Libfabric& library, const EndpointQuery& query, int result) {

@@ -119,7 +119,10 @@ int64_t Rail::send(CommandKind kind, void* object) {
       break;
     case CommandKind::kInsertPeer:
     case CommandKind::kRemovePeer:
+    case CommandKind::kDisconnectPeer:
       command.peer = static_cast<Peer*>(object);
+      break;
+    case CommandKind::kProve:
       break;
     case CommandKind::kWrite:
     case CommandKind::kCancel:
@@ -191,6 +194,12 @@ Rail::Token Rail::insert_peer(std::span<const uint8_t> address, Error& error) {
     invalid(error, "insertPeer", "an address of another family than " + shared_->info.address_format);
     return {};
   }
+  if (shared_->info.efa) {
+    if (std::string why = efa::refuse_peer(*shared_->info.efa, address); !why.empty()) {
+      refuse(error, ErrorCode::kTransferFailed, "insertPeer", std::move(why));
+      return {};
+    }
+  }
   const uint32_t slot = take_slot(free_peers_, shared_->peers, kPeersMax);
   if (slot == kNone) {
     refuse(error, ErrorCode::kBusy, "insertPeer", std::to_string(kPeersMax) + " peers are in the address vector");
@@ -222,6 +231,21 @@ Rail::Token Rail::remove_peer(uint64_t id, Error& error) {
   return send(CommandKind::kRemovePeer, peer);
 }
 
+Rail::Token Rail::disconnect_peer(uint64_t id, Error& error) {
+  if (!may_start("disconnectPeer", error)) return {};
+  Peer* peer = find_peer(id);
+  if (peer == nullptr) {
+    invalid(error, "disconnectPeer", "peer " + std::to_string(id) + " is not there");
+    return {};
+  }
+  return send(CommandKind::kDisconnectPeer, peer);
+}
+
+Rail::Token Rail::prove(Error& error) {
+  if (!may_start("prove", error)) return {};
+  return send(CommandKind::kProve, nullptr);
+}
+
 std::optional<uint64_t> Rail::define_remote(uint64_t peer_id, uint64_t address, uint64_t key, uint64_t length,
                                             Error& error) {
   if (closing_ || failed_ || closed_) {
@@ -250,6 +274,7 @@ std::optional<uint64_t> Rail::define_remote(uint64_t peer_id, uint64_t address, 
   remote.next = peer->first_remote;
   if (remote.next != kNone) remotes_[remote.next].previous = slot;
   peer->first_remote = slot;
+  if (peer->oldest_remote == kNone) set_oldest_remote(*peer, slot);
   return remote.id;
 }
 
@@ -269,10 +294,18 @@ bool Rail::forget_remote(uint64_t id) {
 void Rail::strike_remote(uint32_t slot) {
   Remote& remote = remotes_[slot];
   remote.live = false;
-  (remote.previous == kNone ? shared_->peers[remote.peer_slot].first_remote : remotes_[remote.previous].next) =
-      remote.next;
+  Peer& peer = shared_->peers[remote.peer_slot];
+  if (peer.oldest_remote == slot) set_oldest_remote(peer, remote.previous);
+  (remote.previous == kNone ? peer.first_remote : remotes_[remote.previous].next) = remote.next;
   if (remote.next != kNone) remotes_[remote.next].previous = remote.previous;
   free_remotes_.push_back(slot);
+}
+
+void Rail::set_oldest_remote(Peer& peer, uint32_t slot) {
+  peer.oldest_remote = slot;
+  const std::scoped_lock lock(shared_->fence_mutex);
+  peer.fence_target = {};
+  if (slot != kNone) peer.fence_target = {true, remotes_[slot].address, remotes_[slot].key};
 }
 
 void Rail::close() {

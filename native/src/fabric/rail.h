@@ -67,6 +67,8 @@ class Rail {
   Token deregister_region(uint64_t region, Error& error);
   Token insert_peer(std::span<const uint8_t> address, Error& error);
   Token remove_peer(uint64_t peer, Error& error);
+  Token disconnect_peer(uint64_t peer, Error& error);
+  Token prove(Error& error);
 
   // Answered at once: the id of the remote region.
   std::optional<uint64_t> define_remote(uint64_t peer, uint64_t address, uint64_t key, uint64_t length, Error& error);
@@ -74,6 +76,8 @@ class Rail {
 
   // Answered by kTransfer: the id of the transfer.
   std::optional<uint64_t> write(uint64_t peer, std::span<const WritePiece> pieces, Error& error);
+  // A write of no bytes, answered like any other.
+  std::optional<uint64_t> ping(uint64_t peer, uint64_t remote, Error& error);
   // False when there is nothing to cancel, or no room in the ring just now.
   bool cancel(uint64_t transfer);
   // 0 for a transfer that has settled.
@@ -113,6 +117,8 @@ class Rail {
   int64_t send(CommandKind kind, void* object);
   void notify() const;
   void strike_remote(uint32_t slot);
+  void set_oldest_remote(Peer& peer, uint32_t slot);
+  uint64_t launch(Transfer& transfer, Peer& peer);
   Remote* find_remote(uint64_t id);
   Peer* find_peer(uint64_t id);
   Transfer* find_transfer(uint64_t id) const;

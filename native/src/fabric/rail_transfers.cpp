@@ -67,12 +67,31 @@ std::optional<uint64_t> Rail::write(uint64_t peer_id, std::span<const WritePiece
     give_back(transfer);
     return {};
   }
+  return launch(transfer, *peer);
+}
+
+std::optional<uint64_t> Rail::ping(uint64_t peer_id, uint64_t remote_id, Error& error) {
+  if (!may_start("pingPeer", error)) return {};
+  Peer* peer = find_peer(peer_id);
+  const Remote* remote = find_remote(remote_id);
+  if (peer == nullptr || remote == nullptr || remote->peer_slot != peer_id % kPeersMax) {
+    invalid(error, peer == nullptr ? "peer " + std::to_string(peer_id) + " is not there"
+                                   : "remote region " + std::to_string(remote_id) + " is not one of this peer's");
+    error.call = "pingPeer";
+    return {};
+  }
+  Transfer& transfer = take_transfer();
+  transfer.segments.push_back({nullptr, nullptr, remote->address, remote->key, 0});
+  return launch(transfer, *peer);
+}
+
+uint64_t Rail::launch(Transfer& transfer, Peer& peer) {
   // The same slot again is another generation, and so another id; slot numbers stay below kTransferSlots.
   transfer.generation++;
   transfer.id = transfer.slot + transfer.generation * kTransferSlots;
   transfer.live = true;
   transfer.cancel_sent = false;
-  transfer.peer = peer;
+  transfer.peer = &peer;
   transfer.bytes_completed.store(0, std::memory_order_relaxed);
   const uint64_t id = transfer.id;
   send(CommandKind::kWrite, &transfer);
@@ -223,6 +242,8 @@ Outcome Rail::settle(Completion completion) {
       // One whose writes have not come back keeps its slot: the progress thread still knows it.
       if (good) free_peers_.push_back(static_cast<uint32_t>(completion.peer->id % kPeersMax));
       break;
+    case CompletionKind::kPeerDisconnected:
+    case CompletionKind::kProved:
     case CompletionKind::kClosed:
       break;
   }
@@ -253,6 +274,13 @@ void Rail::settle_leftovers() {
         completion.kind =
             command.kind == CommandKind::kInsertPeer ? CompletionKind::kPeerInserted : CompletionKind::kPeerRemoved;
         completion.peer = command.peer;
+        break;
+      case CommandKind::kDisconnectPeer:
+        completion.kind = CompletionKind::kPeerDisconnected;
+        completion.peer = command.peer;
+        break;
+      case CommandKind::kProve:
+        completion.kind = CompletionKind::kProved;
         break;
     }
     // Closing has deregistered and removed everything.

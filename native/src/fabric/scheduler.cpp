@@ -23,6 +23,8 @@ Scheduler::Scheduler(Endpoint& endpoint, SharedState& shared, Listener& listener
       chunk_bytes_(chunk_limit(endpoint.info(), shared.options)),
       bytes_per_peer_(chunk_bytes_ * shared.options.chunks_in_flight_per_peer),
       chunks_per_transfer_(shared.options.chunks_in_flight),
+      empty_flags_(FI_COMPLETION | FI_DELIVERY_COMPLETE |
+                   (endpoint.info().provider.ends_with(";ofi_rxm") ? FI_INJECT : 0)),
       operations_(endpoint.info().transmit_credits) {
   free_operations_.reserve(operations_.size());
   for (Operation& operation : operations_) free_operations_.push_back(&operation);
@@ -33,6 +35,8 @@ void Scheduler::start(Transfer& transfer) {
   transfer.stopped = false;
   transfer.segment = 0;
   transfer.segment_offset = 0;
+  transfer.bytes_posted = 0;
+  transfer.first_hole = UINT64_MAX;
   transfer.index_in_peer = transfer.peer->transfers.size();
   transfer.peer->transfers.push_back(&transfer);
   for (Region* region : transfer.regions) region->users++;
@@ -58,7 +62,7 @@ void Scheduler::stop_all(Peer& peer, const Error& error) {
 }
 
 bool Scheduler::may_post(const Peer& peer) const {
-  return !peer.runnable.empty() && !peer.removing && peer.bytes_in_flight < bytes_per_peer_ &&
+  return !peer.runnable.empty() && !peer.removing && !peer.paused && peer.bytes_in_flight < bytes_per_peer_ &&
          peer.operations_in_flight < kOperationsPerPeerMax;
 }
 
@@ -113,24 +117,12 @@ bool Scheduler::post() {
 Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
   const Segment& segment = transfer.segments[transfer.segment];
   Operation& operation = *free_operations_.back();
-  operation.connection = transfer.peer->connection;
+  operation.offset = transfer.bytes_posted;
   operation.length = std::min(chunk_bytes_, segment.length - transfer.segment_offset);
-
-  const iovec local = {segment.local + transfer.segment_offset, operation.length};
-  const fi_rma_iov remote = {segment.remote_address + transfer.segment_offset, operation.length, segment.key};
-  void* descriptor = segment.descriptor;
-  fi_msg_rma message{};
-  message.msg_iov = &local;
-  message.desc = descriptor == nullptr ? nullptr : &descriptor;
-  message.iov_count = 1;
-  message.addr = transfer.peer->fi_addr;
-  message.rma_iov = &remote;
-  message.rma_iov_count = 1;
-  message.context = &operation.context;
   transfer.peer->posted = true;
-  // Asked for per operation: one provider ignores tx_attr->op_flags. Without FI_DELIVERY_COMPLETE, tcp completes writes
-  // that have not arrived, and a bad key often reports success.
-  const ssize_t result = fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
+  const ssize_t result =
+      operation.length == 0 ? post_empty(transfer.peer->fi_addr, {true, segment.remote_address, segment.key}, operation)
+                            : post_write(transfer, segment, operation);
   if (result == -FI_EAGAIN) {
     bump(shared_.counters.eagain);
     return Posted::kPutOff;
@@ -142,13 +134,10 @@ Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
     note_failure(*transfer.peer, transfer.peer->connection);
     return Posted::kFailed;
   }
-  // Only what is in flight has a transfer.
   operation.transfer = &transfer;
-  free_operations_.pop_back();
-  operations_in_flight_++;
-  transfer.peer->operations_in_flight++;
-  transfer.peer->bytes_in_flight += operation.length;
+  enter_flight(operation, *transfer.peer);
   transfer.chunks_in_flight.fetch_add(1, std::memory_order_relaxed);
+  transfer.bytes_posted += operation.length;
   transfer.segment_offset += operation.length;
   if (transfer.segment_offset == segment.length) {
     transfer.segment++;
@@ -156,6 +145,42 @@ Scheduler::Posted Scheduler::post_chunk(Transfer& transfer) {
   }
   bump(shared_.counters.writes_posted);
   return Posted::kYes;
+}
+
+// Only what is in flight has a peer.
+void Scheduler::enter_flight(Operation& operation, Peer& peer) {
+  operation.peer = &peer;
+  operation.connection = peer.connection;
+  free_operations_.pop_back();
+  operations_in_flight_++;
+  peer.operations_in_flight++;
+  peer.bytes_in_flight += operation.length;
+}
+
+ssize_t Scheduler::post_write(const Transfer& transfer, const Segment& segment, Operation& operation) {
+  const iovec local = {segment.local + transfer.segment_offset, operation.length};
+  const fi_rma_iov remote = {segment.remote_address + transfer.segment_offset, operation.length, segment.key};
+  void* descriptor = segment.descriptor;
+  fi_msg_rma message{};
+  message.msg_iov = &local;
+  message.desc = descriptor == nullptr ? nullptr : &descriptor;
+  message.iov_count = 1;
+  message.addr = transfer.peer->fi_addr;
+  message.rma_iov = &remote;
+  message.rma_iov_count = 1;
+  message.context = &operation.context;
+  // Asked for per operation: one provider ignores tx_attr->op_flags. Without FI_DELIVERY_COMPLETE, tcp completes writes
+  // that have not arrived, and a bad key often reports success.
+  return fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
+}
+
+ssize_t Scheduler::post_fence(Peer& peer, const FenceTarget& target) {
+  if (free_operations_.empty()) return -FI_ENOBUFS;
+  Operation& operation = *free_operations_.back();
+  operation.length = 0;
+  const ssize_t result = post_empty(peer.fi_addr, target, operation);
+  if (result == 0) enter_flight(operation, peer);
+  return result;
 }
 
 bool Scheduler::poll(std::unique_ptr<Error>& fatal) {
@@ -187,19 +212,26 @@ bool Scheduler::read_error(std::unique_ptr<Error>& fatal) {
   std::array<char, 256> buffer{};
   const char* text = fi_cq_strerror(endpoint_.cq(), entry.prov_errno, entry.err_data, buffer.data(), buffer.size());
   if (text != nullptr) error->provider_text = text;
+  if (endpoint_.info().efa) efa::explain(*error);
   // Without a context it is the endpoint's own trouble (a refused connection, say); the operations are told separately.
   if (entry.op_context != nullptr) complete(*reinterpret_cast<Operation*>(entry.op_context), std::move(error));
   return true;
 }
 
 void Scheduler::complete(Operation& operation, std::unique_ptr<Error> error) {
-  if (operation.transfer == nullptr) return;
-  Transfer& transfer = *std::exchange(operation.transfer, nullptr);
-  Peer& peer = *transfer.peer;
+  if (operation.peer == nullptr) return;
+  Peer& peer = *std::exchange(operation.peer, nullptr);
   free_operations_.push_back(&operation);
   operations_in_flight_--;
   peer.operations_in_flight--;
   peer.bytes_in_flight -= operation.length;
+  if (operation.transfer == nullptr) {
+    if (error != nullptr) note_failure(peer, operation.connection);
+    listener_.on_fenced(peer, operation.connection, error == nullptr);
+    enqueue(peer);
+    return;
+  }
+  Transfer& transfer = *std::exchange(operation.transfer, nullptr);
   transfer.chunks_in_flight.fetch_sub(1, std::memory_order_relaxed);
   if (error == nullptr) {
     bump(shared_.counters.writes_completed);
@@ -208,6 +240,7 @@ void Scheduler::complete(Operation& operation, std::unique_ptr<Error> error) {
   } else {
     bump(shared_.counters.writes_failed);
     transfer.stopped = true;
+    transfer.first_hole = std::min(transfer.first_hole, operation.offset);
     IntrusiveList<Transfer>::remove(transfer);
     if (transfer.error == nullptr) transfer.error = std::move(error);
     note_failure(peer, operation.connection);
@@ -232,24 +265,35 @@ void Scheduler::settle_if_done(Transfer& transfer) {
   peer.transfers[transfer.index_in_peer]->index_in_peer = transfer.index_in_peer;
   peer.transfers.pop_back();
   transfer.active = false;
+  // Everything that was posted has come back: what is not behind the first hole, and was posted, has arrived.
+  if (transfer.error != nullptr) {
+    transfer.error->landed_bytes = std::min(transfer.first_hole, transfer.bytes_posted);
+  }
   drop(shared_.counters.transfers_active);
   listener_.on_settled(transfer);
 }
 
 ssize_t Scheduler::probe(fi_addr_t address) {
-  fi_rma_iov remote = {0, 0, 0};
+  return post_empty(address, {}, probe_);
+}
+
+ssize_t Scheduler::post_empty(fi_addr_t address, const FenceTarget& target, Operation& operation) {
+  const fi_rma_iov remote = {target.address, 0, target.key};
   fi_msg_rma message{};
-  // No local piece at all: of an empty one verbs would still want a descriptor.
+  // No local piece at all: of an empty one verbs would still want a descriptor. Without one rxm has to be told to take
+  // it from a buffer of its own (FI_INJECT; with FI_COMPLETION it still asks for delivery:
+  // rxm_ep_rma_emulate_inject_msg), since verbs reads the first descriptor even of none (vrb_send_iov, 1.17 to 2.x): a
+  // segmentation fault.
   message.addr = address;
   message.rma_iov = &remote;
   message.rma_iov_count = 1;
-  message.context = &probe_.context;
-  return fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
+  message.context = &operation.context;
+  return fi_writemsg(endpoint_.ep(), &message, empty_flags_);
 }
 
 void Scheduler::forget_in_flight() {
   for (Operation& operation : operations_) {
-    if (operation.transfer != nullptr) complete(operation, make_error("fi_close", FI_ECANCELED));
+    if (operation.peer != nullptr) complete(operation, make_error("fi_close", FI_ECANCELED));
   }
 }
 

@@ -22,6 +22,8 @@ class Scheduler {
     // A write to this peer has failed, and with it the connection that it was posted on, if the provider has
     // connections. Told once per connection.
     virtual void on_connection_failed(Peer& peer) = 0;
+    // The peer has answered its fence, or the connection has failed first.
+    virtual void on_fenced(Peer& peer, uint64_t connection, bool answered) = 0;
   };
 
   Scheduler(Endpoint& endpoint, SharedState& shared, Listener& listener);
@@ -40,6 +42,13 @@ class Scheduler {
 
   // Reads up to a batch of completions. True if there were any; `fatal` when the queue itself has failed.
   bool poll(std::unique_ptr<Error>& fatal);
+
+  // The peer may be posted to again.
+  void resume(Peer& peer) { enqueue(peer); }
+
+  // Posts a write of no bytes whose completion on_fenced() tells: 0, -FI_EAGAIN when there is no connection (in which
+  // case one is begun), -FI_ENOBUFS when there is no credit just now, or another negative errno.
+  ssize_t post_fence(Peer& peer, const FenceTarget& target);
 
   // Takes a peer that is being removed, and has nothing in flight, out of every list.
   void detach(Peer& peer) { IntrusiveList<Peer>::remove(peer); }
@@ -65,6 +74,9 @@ class Scheduler {
   void enqueue(Transfer& transfer);
   void enqueue(Peer& peer);
   Posted post_chunk(Transfer& transfer);
+  ssize_t post_write(const Transfer& transfer, const Segment& segment, Operation& operation);
+  ssize_t post_empty(fi_addr_t address, const FenceTarget& target, Operation& operation);
+  void enter_flight(Operation& operation, Peer& peer);
   void complete(Operation& operation, std::unique_ptr<Error> error);
   void note_failure(Peer& peer, uint64_t connection);
   void settle_if_done(Transfer& transfer);
@@ -77,6 +89,8 @@ class Scheduler {
   const uint64_t chunk_bytes_;
   const uint64_t bytes_per_peer_;
   const uint32_t chunks_per_transfer_;
+  // Of writes of no bytes.
+  const uint64_t empty_flags_;
 
   std::vector<Operation> operations_;
   std::vector<Operation*> free_operations_;

@@ -18,6 +18,8 @@ namespace fabrickv::fabric {
 
 struct RailOptions {
   EndpointQuery query;
+  // Spin longer than spin_us while the rail is the target of a bulk transfer.
+  bool spin_auto = true;
   uint32_t spin_us = 50;
   uint64_t chunk_bytes = uint64_t{1} << 20;
   // Of one transfer.
@@ -26,6 +28,10 @@ struct RailOptions {
   uint32_t chunks_in_flight_per_peer = 4;
   // Demand registered sources of a provider that needs none; for tests.
   bool force_local_registration = false;
+  // Behave as where only closing the endpoint proves anything; for tests.
+  bool force_close_endpoint = false;
+  // The CPU that the progress thread is bound to; none when negative.
+  int cpu = -1;
 };
 
 // Written by the progress thread unless the comment says otherwise; read by anyone.
@@ -44,6 +50,9 @@ struct Counters {
   std::atomic<uint64_t> wakeups{0};
   std::atomic<uint64_t> sleeps{0};
   std::atomic<uint64_t> close_failures{0};
+  std::atomic<uint64_t> proofs{0};
+  std::atomic<uint64_t> peers_disconnected{0};
+  std::atomic<uint64_t> connections_ended{0};
 };
 
 inline void bump(std::atomic<uint64_t>& counter, uint64_t by = 1) {
@@ -95,6 +104,9 @@ struct SharedState {
   std::deque<Peer> peers;
   std::deque<Region> regions;
   std::deque<Transfer> transfers;
+
+  // Guards Peer::fence_target. Held for a copy by either thread.
+  std::mutex fence_mutex;
 
   std::mutex finished_mutex;
   std::condition_variable finished_changed;

@@ -20,6 +20,24 @@ struct Transfer;
 // names it is pushed. The rings' release and acquire order everything in between. Atomics can be read by either at any
 // time.
 
+// Where a write of no bytes is accepted.
+struct FenceTarget {
+  bool defined = false;
+  uint64_t address = 0;
+  uint64_t key = 0;
+};
+
+// How far a peer has got in the round of proof that is under way.
+enum class Fence : uint8_t {
+  // It has no part in it.
+  kNone,
+  // To be posted.
+  kWanted,
+  kPosted,
+  // The connection has failed, or there is nowhere to post to: it has to be ended.
+  kEnd,
+};
+
 // A peer in the address vector.
 struct Peer : IntrusiveList<Peer>::Hook {
   // Owner thread.
@@ -27,6 +45,12 @@ struct Peer : IntrusiveList<Peer>::Hook {
   bool live = false;
   // The first of the remote regions that were defined for it; an index into the owner's table.
   uint32_t first_remote = UINT32_MAX;
+
+  uint32_t oldest_remote = UINT32_MAX;
+
+  // Guarded by SharedState::fence_mutex: the remote region that fences and pings of our own go to, the one that was
+  // defined first, since it is the likeliest to last.
+  FenceTarget fence_target;
 
   // Handed over.
   std::array<uint8_t, kAddressBytesMax> address{};
@@ -39,6 +63,12 @@ struct Peer : IntrusiveList<Peer>::Hook {
   bool in_vector = false;
   // Whether anything was ever posted to it: rxm may then have begun to connect.
   bool posted = false;
+  // While its connection is being ended: nothing is posted.
+  bool paused = false;
+  Fence fence = Fence::kNone;
+  // Peer::connection when its fence was posted, and when that was.
+  uint64_t fence_connection = 0;
+  Clock::time_point fence_posted{};
   // Counts the connections that were closed after an error, so that the rest of their errors closes no later one.
   uint64_t connection = 0;
   uint32_t operations_in_flight = 0;
@@ -109,6 +139,9 @@ struct Transfer : IntrusiveList<Transfer>::Hook {
   bool stopped = false;
   size_t segment = 0;
   uint64_t segment_offset = 0;
+  // All bytes that were posted, and where the first chunk that failed begins.
+  uint64_t bytes_posted = 0;
+  uint64_t first_hole = UINT64_MAX;
   size_t index_in_peer = 0;
   std::unique_ptr<Error> error;
 
@@ -118,7 +151,12 @@ struct Transfer : IntrusiveList<Transfer>::Hook {
 // A posted chunk. The provider keeps its own state in the context until the completion has been read.
 struct Operation {
   fi_context2 context{};
+  // Null when it is not in flight.
+  Peer* peer = nullptr;
+  // Null for a fence.
   Transfer* transfer = nullptr;
+  // Where in the transfer it begins.
+  uint64_t offset = 0;
   uint64_t length = 0;
   // Peer::connection when it was posted.
   uint64_t connection = 0;

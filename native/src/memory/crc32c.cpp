@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "memory/crc32c_fold.h"
+
 #if defined(__x86_64__)
 #include <nmmintrin.h>
 #elif defined(__aarch64__)
@@ -161,6 +163,12 @@ FABRICKV_CRC_TARGET uint32_t run_hardware(uint32_t seed, const uint8_t* data, si
   return tail;
 }
 
+// Most of it by folding, the rest as above.
+uint32_t run_folding(uint32_t crc, const uint8_t* data, size_t length) {
+  const size_t taken = fold(crc, data, length);
+  return run_hardware(crc, data + taken, length - taken);
+}
+
 #endif
 
 using Run = uint32_t (*)(uint32_t crc, const uint8_t* data, size_t length);
@@ -172,6 +180,7 @@ struct Implementation {
 
 Implementation choose() {
 #if defined(FABRICKV_CRC_TARGET)
+  if (has_hardware() && can_fold()) return {run_folding, "vpclmulqdq"};
   if (has_hardware()) return {run_hardware, kHardwareName};
 #endif
   return {run_table, "table"};

@@ -13,7 +13,7 @@ uint32_t crc32c(const void* data, size_t length, uint32_t seed);
 // in.
 uint32_t copy_crc32c(void* target, const void* source, size_t length, uint32_t seed);
 
-// "sse4.2", "armv8" or "table": what this CPU got.
+// "vpclmulqdq", "sse4.2", "armv8" or "table": what this CPU got.
 const char* crc32c_implementation();
 
 // The portable implementation, for tests to compare with.

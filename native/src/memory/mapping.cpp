@@ -1,9 +1,12 @@
 #include "memory/mapping.h"
 
+#include <linux/mempolicy.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <system_error>
 #include <thread>
@@ -26,6 +29,23 @@ std::atomic<uint64_t> next_serial{1};
 
 size_t round_up(size_t value, size_t unit) {
   return (value + unit - 1) / unit * unit;
+}
+
+// The kernel knows no more nodes than this (CONFIG_NODES_SHIFT is at most 10).
+constexpr int kNodesMax = 1024;
+
+// Takes the pages that are touched from now on from a NUMA node, as long as it has some. 0, or an errno. The system
+// call itself: libnuma would be a dependency for this one function.
+int prefer_node(std::byte* base, size_t length, int node) {
+  constexpr int kWordBits = 8 * sizeof(unsigned long);
+  if (node >= kNodesMax) return EINVAL;
+  std::array<unsigned long, kNodesMax / kWordBits> nodes{};
+  nodes[static_cast<size_t>(node / kWordBits)] = 1UL << (node % kWordBits);
+  // The kernel takes one bit less than it is told.
+  const long result = syscall(SYS_mbind, base, length, MPOL_PREFERRED, nodes.data(), kNodesMax + 1UL, 0U);
+  if (result == 0) return 0;
+  // A kernel without NUMA has the one node.
+  return errno == ENOSYS && node == 0 ? 0 : errno;
 }
 
 void touch(std::byte* base, size_t length, size_t page_bytes) {
@@ -86,6 +106,13 @@ std::shared_ptr<Mapping> Mapping::create(const MapOptions& options, MapFailure& 
   madvise(base, mapped_bytes, MADV_DONTFORK);
   live.fetch_add(1, std::memory_order_relaxed);
   auto mapping = std::make_shared<Mapping>(base, options.size_bytes, mapped_bytes, huge);
+  if (options.numa_node >= 0) {
+    const int error_number = prefer_node(base, mapped_bytes, options.numa_node);
+    if (error_number != 0) {
+      failure = {"mbind", error_number};
+      return nullptr;
+    }
+  }
   if (options.prefault) {
     const int error_number = prefault(base, mapped_bytes, page_bytes, options.stop);
     if (error_number != 0) {

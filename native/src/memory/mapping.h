@@ -22,6 +22,8 @@ struct MapOptions {
   bool huge_pages = true;
   // Looked at between the steps of prefaulting; true ends it with ECANCELED, so that a process can exit meanwhile.
   const std::atomic<bool>* stop = nullptr;
+  // The NUMA node whose memory is preferred; none when negative.
+  int numa_node = -1;
 };
 
 // Anonymous memory, unmapped when the last std::shared_ptr to it goes: the handle in JavaScript, every view and loan,

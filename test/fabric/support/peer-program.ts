@@ -38,7 +38,7 @@ async function answer(request: PeerRequest): Promise<number> {
       return view.reduce((count, byte) => (byte === request.byte ? count : count + 1), 0);
     case 'revokeAndFill':
       await rail.deregister(region);
-      if (writer !== undefined) await rail.removePeer(writer);
+      await rail.prove();
       view.fill(request.byte);
       return 0;
     case 'finish':

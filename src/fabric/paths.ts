@@ -1,0 +1,202 @@
+/**
+ * The ways from this process to one peer: a rail of ours, and the peer on it. A path that fails is taken out and probed
+ * until it is back; while there is another one, nothing waits for it.
+ */
+
+import type { FabricError } from './errors.js';
+import type { PeerId, RemoteRegionId, TransferId } from './ids.js';
+import type { Rail } from './rail.js';
+
+/** A path on which nothing completes for this long, while something is in flight on it, is cut and taken out. */
+export const STALL_MS_DEFAULT = 1000;
+
+/** How often paths with writes in flight are looked at. */
+const WATCH_INTERVAL_MS = 250;
+
+/** The first probe of a path that was taken out comes after this, each further one after twice the time, */
+const PROBE_FIRST_MS = 100;
+/** up to this. */
+const PROBE_INTERVAL_MS_MAX = 2000;
+
+/** What a path tells of the writes that are in flight on it. */
+export interface PathTraffic {
+  /** Bytes that have landed so far; only whether it grows matters. */
+  readonly landedBytes: number;
+}
+
+/** - `up`: in use. - `out`: it has failed, and is probed. - `gone`: replaced, or its owner has left. */
+export type PathState = 'up' | 'out' | 'gone';
+
+/** One rail, and the peer on it. */
+export class PeerPath {
+  /** @internal Set by {@link PeerPaths}. */
+  state: PathState = 'up';
+  /** @internal Writes in flight, for the watch. */
+  readonly traffic = new Set<PathTraffic>();
+  /** @internal What has landed by writes that have ended. */
+  settledBytes = 0;
+  /** @internal */
+  lastLandedBytes = 0;
+  /** @internal */
+  lastProgressMs = 0;
+
+  constructor(
+    /** Its place among the paths to this peer. */
+    readonly index: number,
+    readonly rail: Rail,
+    readonly peer: PeerId,
+  ) {}
+
+  /** A write on it begins. */
+  enter(traffic: PathTraffic): void {
+    if (this.traffic.size === 0) this.lastProgressMs = performance.now();
+    this.traffic.add(traffic);
+  }
+
+  /** A write on it has ended, after so much. */
+  leave(traffic: PathTraffic, landedBytes: number): void {
+    this.traffic.delete(traffic);
+    this.settledBytes += landedBytes;
+  }
+}
+
+/** Options of {@link PeerPaths}. */
+export interface PeerPathsOptions {
+  /** Memory of the peer that a probe may name: a probe writes no bytes. Undefined when there is none on that path. */
+  readonly probeRegion: (path: PeerPath) => RemoteRegionId | undefined;
+  /** Called when a path is taken out, with the reason, and when it is back. */
+  readonly onChange?: (path: PeerPath, reason: FabricError | undefined) => void;
+  /** How long a path may be without progress; milliseconds, 1,000 by default. */
+  readonly stallMs?: number;
+}
+
+/** All paths to one peer. */
+export class PeerPaths {
+  readonly #options: PeerPathsOptions;
+  readonly #stallMs: number;
+  readonly #paths: PeerPath[] = [];
+  readonly #probes = new Map<PeerPath, NodeJS.Timeout>();
+  #watch: NodeJS.Timeout | undefined;
+  #turn = 0;
+  #closed = false;
+
+  constructor(options: PeerPathsOptions) {
+    this.#options = options;
+    this.#stallMs = options.stallMs ?? STALL_MS_DEFAULT;
+  }
+
+  /** Every path, also those that are out. */
+  get all(): readonly PeerPath[] {
+    return this.#paths;
+  }
+
+  /** Adds a path, or puts it in the place of the one that had its index. */
+  set(path: PeerPath): void {
+    const old = this.#paths[path.index];
+    if (old !== undefined) this.#drop(old);
+    this.#paths[path.index] = path;
+  }
+
+  /**
+   * The paths to write on: those that are up. When none is, all whose rail is open, since what is about to be written is as
+   * good as a probe.
+   */
+  usable(): readonly PeerPath[] {
+    const open = this.#paths.filter(({ rail, state }) => rail.state === 'open' && state !== 'gone');
+    const up = open.filter(({ state }) => state === 'up');
+    return up.length > 0 ? up : open;
+  }
+
+  /** One of the usable paths, in turn; undefined when there is none. */
+  next(): PeerPath | undefined {
+    const [only] = this.#paths;
+    if (this.#paths.length === 1 && only?.state === 'up' && only.rail.state === 'open') return only;
+    const usable = this.usable();
+    this.#turn = (this.#turn + 1) % Math.max(1, usable.length);
+    return usable[this.#turn];
+  }
+
+  /** A write on the path has failed. It is taken out, if it is not the only one, and probed. */
+  failed(path: PeerPath, reason: FabricError): void {
+    if (path.state !== 'up' || this.#closed || this.#paths.length < 2) return;
+    path.state = 'out';
+    this.#options.onChange?.(path, reason);
+    this.#probeAfter(path, PROBE_FIRST_MS);
+  }
+
+  /** Watches the paths' progress while a write is in flight. */
+  watch(): void {
+    this.#watch ??= setInterval(() => this.#look(), WATCH_INTERVAL_MS).unref();
+  }
+
+  /** The owner leaves: nothing is probed or watched any more. Writes in flight go on. */
+  close(): void {
+    this.#closed = true;
+    clearInterval(this.#watch);
+    for (const path of this.#paths) this.#drop(path);
+  }
+
+  #drop(path: PeerPath): void {
+    path.state = 'gone';
+    clearTimeout(this.#probes.get(path));
+    this.#probes.delete(path);
+  }
+
+  #look(): void {
+    const nowMs = performance.now();
+    let busy = false;
+    for (const path of this.#paths) {
+      if (path.traffic.size === 0) continue;
+      busy = true;
+      let landedBytes = path.settledBytes;
+      for (const traffic of path.traffic) landedBytes += traffic.landedBytes;
+      if (landedBytes !== path.lastLandedBytes) {
+        path.lastLandedBytes = landedBytes;
+        path.lastProgressMs = nowMs;
+      } else if (nowMs - path.lastProgressMs >= this.#stallMs) {
+        path.lastProgressMs = nowMs;
+        // What is in flight comes back with an error, and goes on elsewhere. A rail that cannot do even that is closed by its owner.
+        path.rail.disconnectPeer(path.peer).catch(() => undefined);
+      }
+    }
+    if (busy) return;
+    clearInterval(this.#watch);
+    this.#watch = undefined;
+  }
+
+  #probeAfter(path: PeerPath, delayMs: number): void {
+    if (this.#closed || path.state !== 'out' || path.rail.state !== 'open') return;
+    const timer = setTimeout(() => this.#probe(path, delayMs), delayMs).unref();
+    this.#probes.set(path, timer);
+  }
+
+  #probe(path: PeerPath, delayMs: number): void {
+    const nextMs = Math.min(2 * delayMs, PROBE_INTERVAL_MS_MAX);
+    const remoteRegionId = this.#options.probeRegion(path);
+    if (remoteRegionId === undefined) {
+      this.#probeAfter(path, nextMs);
+      return;
+    }
+    let ping: TransferId | undefined;
+    const patience = setTimeout(() => {
+      if (ping !== undefined) path.rail.cancel(ping);
+      path.rail.disconnectPeer(path.peer).catch(() => undefined);
+    }, this.#stallMs).unref();
+    const onDone = (error?: FabricError): void => {
+      clearTimeout(patience);
+      if (error !== undefined) this.#probeAfter(path, nextMs);
+      else if (path.state === 'out' && !this.#closed) {
+        path.state = 'up';
+        this.#probes.delete(path);
+        this.#options.onChange?.(path, undefined);
+      }
+    };
+    try {
+      ping = path.rail.pingPeer({ peer: path.peer, remoteRegionId, onDone });
+    } catch {
+      // The rail is full or closed; the first passes, and the second is seen next time.
+      clearTimeout(patience);
+      this.#probeAfter(path, nextMs);
+    }
+  }
+}
