@@ -9,6 +9,8 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
+# shellcheck source=scripts/debian.sh
+source "$root/scripts/debian.sh"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -35,49 +37,6 @@ require_node() {
   node -e 'const [major, minor] = process.versions.node.split(".").map(Number);
     process.exit(major > 20 || (major === 20 && minor >= 19) ? 0 : 1)' ||
     die "Node.js $(node --version) is too old" 'install Node.js 20.19 or newer'
-}
-
-missing_packages() {
-  local package
-  for package in "${packages[@]}"; do
-    # A package that another one provides, as of another architecture, is not looked for: these names are Debian's own.
-    [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null || true) == installed ]] ||
-      printf '%s\n' "$package"
-  done
-}
-
-as_root() {
-  if ((EUID == 0)); then
-    "$@"
-  elif [[ -t 0 ]]; then
-    sudo "$@"
-  else
-    sudo --non-interactive "$@"
-  fi
-}
-
-install_packages() {
-  if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
-    say "this is no Debian: it needs what Debian calls ${packages[*]}"
-    return 0
-  fi
-  local missing
-  mapfile -t missing < <(missing_packages)
-  if ((${#missing[@]} == 0)); then
-    say 'Debian packages: all there'
-    return 0
-  fi
-  if ((EUID != 0)) && ! command -v sudo >/dev/null; then
-    say "cannot install without root or sudo; as root: apt-get install ${missing[*]}"
-    return 0
-  fi
-  say "installing Debian packages: ${missing[*]}"
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get --quiet --assume-yes -o DPkg::Lock::Timeout=300
-    -o Acquire::Retries=3 --no-install-recommends)
-  as_root "${apt[@]}" install "${missing[@]}" >&2 && return 0
-  # A bare machine has no package lists, and an old one has lists of versions that are gone.
-  if as_root "${apt[@]}" update >&2 && as_root "${apt[@]}" install "${missing[@]}" >&2; then return 0; fi
-  say "could not install: ${missing[*]}"
 }
 
 require_compiler() {
@@ -159,7 +118,8 @@ link_commands() {
 }
 
 require_node
-install_packages
+# What is essential is looked for below, whoever has installed it.
+install_packages "${packages[@]}" || true
 require_compiler
 install_npm_packages
 build_native

@@ -5,13 +5,13 @@
 #   scripts/test.sh              all steps
 #   scripts/test.sh unit fault   the named steps only (set-up included)
 #
-# Steps: lint format types shell native unit fabric integration host fault package
+# Steps: lint format types shell native unit fabric integration host fault verbs package
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-readonly all_steps=(lint format types shell native unit fabric integration host fault package)
+readonly all_steps=(lint format types shell native unit fabric integration host fault verbs package)
 steps=("$@")
 ((${#steps[@]} > 0)) || steps=("${all_steps[@]}")
 for step in "${steps[@]}"; do
@@ -51,7 +51,7 @@ check_formats() {
 }
 
 check_shell() {
-  shellcheck scripts/*.sh .ci/run
+  shellcheck scripts/*.sh scripts/verbs-vm/* .ci/run
 }
 
 run_native_tests() {
@@ -85,6 +85,17 @@ run_node_tests() {
   fi
 }
 
+# The tests of test/verbs, in a virtual machine that has an RDMA device.
+run_verbs_tests() {
+  title verbs
+  local status=0
+  scripts/test-verbs-vm.sh "$results/verbs.json" || status=$?
+  # 1 means failed tests, which have been counted.
+  if ((status > 1)) || [[ ! -s $results/verbs.json ]]; then
+    printf 'failed: scripts/test-verbs-vm.sh ended with %s\n' "$status" >"$results/verbs-run.step"
+  fi
+}
+
 title set-up
 scripts/setup.sh
 
@@ -96,6 +107,7 @@ for step in "${steps[@]}"; do
     shell) check shell check_shell ;;
     native) run_native_tests ;;
     unit) run_node_tests unit 2 ;;
+    verbs) run_verbs_tests ;;
     # These start processes and transfer data: one file at a time, so that each has the machine that its deadlines expect.
     *) run_node_tests "$step" 1 ;;
   esac

@@ -3,25 +3,22 @@
  */
 
 import { isUtf8 } from 'node:buffer';
-import type { Region } from '../client/index.js';
+import type { ValueStream } from '../client/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { Command, TaskContext, TaskResult } from './command.js';
 import { unlessAborted } from './interruption.js';
 import { writeAll } from './io.js';
-import { type OutputFile, prepareOutput } from './local-files.js';
-import { createProgress } from './progress.js';
+import { type OutputFile, type Pieces, prepareOutput } from './local-files.js';
+import { createProgress, type Progress } from './progress.js';
 import { type Transfer, transferObject, transferText } from './transfer-result.js';
-
-/** A value is written out in pieces of this length, so that Ctrl-C is heard between them. */
-const WRITE_BYTES = 4 * 1024 * 1024;
 
 /** With --json and no --out, values up to this length are part of the object. */
 const SHOWN_BYTES_MAX = 64 * 1024;
 
-/** A value that changes its length more often than this while it is being fetched is not fetched. */
+/** A value that is replaced more often than this while the connection is lost is not fetched. */
 const ATTEMPTS_MAX = 3;
 
-/** Fetches a value; it is always verified. */
+/** Fetches a value, in constant memory; it is always verified, if it was stored with a CRC-32C. */
 export const getCommand: Command = {
   async prepare({ out }, _values, interruption) {
     const output = out === undefined || out === '-' ? undefined : await prepareOutput(out, interruption.onForcedExit);
@@ -32,12 +29,6 @@ export const getCommand: Command = {
   },
 };
 
-/** A value that has arrived, with its bytes in pieces. */
-interface Received {
-  readonly info: Omit<Transfer, 'ms'>;
-  pieces(): Iterable<Uint8Array>;
-}
-
 interface Target {
   readonly out: string | undefined;
   readonly output: OutputFile | undefined;
@@ -45,68 +36,60 @@ interface Target {
 
 async function get({ out, output }: Target, context: TaskContext): Promise<TaskResult> {
   const { io, interruption, keyText, values } = context;
-  const progress = await createProgress('get', io);
-  const startedAtMs = performance.now();
-  const { info, pieces } = await receive(context, progress.onProgress).finally(progress.end);
-  const transfer = { ...info, ms: performance.now() - startedAtMs };
-
-  const object = transferObject(transfer, context);
   if (output !== undefined) {
-    await output.write(untilAborted(pieces(), interruption.signal));
+    const transfer = await fetchAnew(output, context);
     return {
       exitCode: 0,
-      object: { ...object, out },
-      text: `got ${keyText} into ${out}: ${info.bytes} bytes ${transferText(transfer, context)}`,
+      object: { ...transferObject(transfer, context), out },
+      text: `got ${keyText} into ${out}: ${transfer.bytes} bytes ${transferText(transfer, context)}`,
     };
   }
   if (values.json && out === undefined) {
-    return { exitCode: 0, object: { ...object, ...shown(info.bytes, pieces()) }, text: undefined };
-  }
-  for (const piece of pieces()) await unlessAborted(interruption.signal, writeAll(io.stdout, piece));
-  return { exitCode: 0, object, text: undefined, stdoutIsTaken: true };
-}
-
-async function receive(context: TaskContext, onProgress: (done: number, total: number) => void): Promise<Received> {
-  const { client, key } = context;
-  const options = { ...context.callOptions(), onProgress, verify: true };
-  try {
-    const value = await client.get(key, options);
-    if (value === undefined) throw notThere(context);
-    const { bytes, path, version, crc32c } = value;
+    const shown: Uint8Array[] = [];
+    const transfer = await fetchValue(context, async (pieces, { length }) => {
+      // A longer one is fetched too: what is told of it has been seen.
+      for await (const piece of pieces) if (length <= SHOWN_BYTES_MAX) shown.push(Buffer.from(piece));
+    });
     return {
-      info: { path, bytes: bytes.length, version, crc32c },
-      pieces: () => piecesOf(bytes.length, (offset, length) => bytes.subarray(offset, offset + length)),
+      exitCode: 0,
+      object: { ...transferObject(transfer, context), ...shownValue(transfer.bytes, shown) },
+      text: undefined,
     };
-  } catch (error) {
-    if (!(error instanceof FabricKvError && error.code === 'ERR_FABRICKV_TOO_LARGE_FOR_BUFFER')) throw error;
-    return await receiveIntoRegion(context, options);
+  }
+  const transfer = await fetchValue(context, async (pieces) => {
+    for await (const piece of pieces) await unlessAborted(interruption.signal, writeAll(io.stdout, piece));
+  });
+  return { exitCode: 0, object: transferObject(transfer, context), text: undefined, stdoutIsTaken: true };
+}
+
+/** Into a file: one that is whole or not at all may be begun again when the version that was being fetched is gone. */
+async function fetchAnew(output: OutputFile, context: TaskContext): Promise<Transfer> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await fetchValue(context, (pieces) => output.write(pieces));
+    } catch (error) {
+      const isGone = error instanceof FabricKvError && error.code === 'ERR_FABRICKV_VERSION_CHANGED';
+      if (!isGone || !output.startsAnew || attempt === ATTEMPTS_MAX) throw error;
+    }
   }
 }
 
-/** For values that are longer than a Buffer can be. */
-async function receiveIntoRegion(
+/** Fetches the value piece by piece; the last one comes only when all of them were right. */
+async function fetchValue(
   context: TaskContext,
-  options: Parameters<TaskContext['client']['getInto']>[2],
-): Promise<Received> {
-  const { client, key } = context;
-  const stat = await client.stat(key, context.callOptions());
-  if (stat === undefined) throw notThere(context);
-  let wantedBytes = stat.length;
-  for (let attempt = 1; ; attempt++) {
-    const region: Region = await client.allocate(wantedBytes);
-    try {
-      const value = await client.getInto(key, region, options);
-      if (value === undefined) throw notThere(context);
-      const { path, length: bytes, version, crc32c } = value;
-      return { info: { path, bytes, version, crc32c }, pieces: () => piecesOf(bytes, region.view.bind(region)) };
-    } catch (error) {
-      await region.release();
-      // A longer value was stored since we asked for the length.
-      const isTooSmall = error instanceof FabricKvError && error.code === 'ERR_FABRICKV_SINK_TOO_SMALL';
-      const length = isTooSmall ? Number(error.details['length']) : Number.NaN;
-      if (attempt === ATTEMPTS_MAX || !Number.isSafeInteger(length)) throw error;
-      wantedBytes = length;
-    }
+  consume: (pieces: Pieces, stream: ValueStream) => Promise<void>,
+): Promise<Transfer> {
+  const { client, key, io, interruption } = context;
+  const progress: Progress = await createProgress('get', io);
+  const startedAtMs = performance.now();
+  try {
+    const stream = await client.getStream(key, { ...context.callOptions(), onProgress: progress.onProgress });
+    if (stream === undefined) throw notThere(context);
+    await consume(untilAborted(stream.pieces(), interruption.signal), stream);
+    const { path, length: bytes, version, crc32c } = stream;
+    return { path, bytes, version, crc32c, ms: performance.now() - startedAtMs };
+  } finally {
+    progress.end();
   }
 }
 
@@ -117,14 +100,8 @@ function notThere({ keyText, client, values }: TaskContext): FabricKvError {
   });
 }
 
-function* piecesOf(length: number, piece: (offset: number, length: number) => Uint8Array): Generator<Uint8Array> {
-  for (let offset = 0; offset < length; offset += WRITE_BYTES) {
-    yield piece(offset, Math.min(WRITE_BYTES, length - offset));
-  }
-}
-
-function* untilAborted(pieces: Iterable<Uint8Array>, signal: AbortSignal): Generator<Uint8Array> {
-  for (const piece of pieces) {
+async function* untilAborted(pieces: Pieces, signal: AbortSignal): AsyncGenerator<Uint8Array> {
+  for await (const piece of pieces) {
     signal.throwIfAborted();
     yield piece;
   }
@@ -132,8 +109,8 @@ function* untilAborted(pieces: Iterable<Uint8Array>, signal: AbortSignal): Gener
 }
 
 /** The value as part of a JSON object: text where it is text, Base64 where it is not, and not at all when it is long. */
-function shown(length: number, pieces: Iterable<Uint8Array>): Readonly<Record<string, unknown>> {
+function shownValue(length: number, pieces: readonly Uint8Array[]): Readonly<Record<string, unknown>> {
   if (length > SHOWN_BYTES_MAX) return { valueOmitted: 'over 64 KiB: use --out FILE, or --out - for standard output' };
-  const bytes = Buffer.concat([...pieces]);
+  const bytes = Buffer.concat(pieces);
   return isUtf8(bytes) ? { value: bytes.toString('utf8') } : { valueBase64: bytes.toString('base64') };
 }

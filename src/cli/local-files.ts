@@ -76,14 +76,39 @@ export async function readFully(file: InputFile, target: Uint8Array, position: n
   }
 }
 
+/** A file is read in pieces of this length. */
+const READ_BYTES = 1024 * 1024;
+
+/**
+ * A file's first bytes, in pieces that are the receiver's.
+ *
+ * @throws ERR_FABRICKV_FILE when it ends before that, or cannot be read
+ */
+export async function* readPieces(file: InputFile, length: number): AsyncGenerator<Uint8Array> {
+  for (let offset = 0; offset < length; offset += READ_BYTES) {
+    const piece = Buffer.allocUnsafeSlow(Math.min(READ_BYTES, length - offset));
+    try {
+      await readFully(file, piece, offset);
+    } catch (error) {
+      throw fromSystem(error, 'cannot read the file');
+    }
+    yield piece;
+  }
+}
+
+/** The bytes of a value, in order; each piece is written before the next is asked for. */
+export type Pieces = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+
 /** A place for a value: all of it appears there at once, or nothing does. */
 export interface OutputFile {
+  /** Whether {@link write} may be tried again after it failed: not where what was written stays written. */
+  readonly startsAnew: boolean;
   /**
    * Writes the value.
    *
-   * @throws ERR_FABRICKV_FILE; nothing half-written is left
+   * @throws ERR_FABRICKV_FILE; what the pieces throw. Nothing half-written is left
    */
-  write(pieces: Iterable<Uint8Array>): Promise<void>;
+  write(pieces: Pieces): Promise<void>;
 }
 
 /**
@@ -112,24 +137,24 @@ export async function prepareOutput(
     if (existing?.isDirectory() === true) throw fileError(`"${path}" is a directory`, 'name a file');
     if (existing !== undefined && !existing.isFile()) {
       await access(target, constants.W_OK);
-      return { write: (pieces) => writeTo(target, pieces, what) };
+      return { startsAnew: false, write: (pieces) => writeTo(target, pieces, what) };
     }
     const directory = dirname(target);
     const parent = await stat(directory);
     if (!parent.isDirectory()) throw fileError(`"${directory}" is no directory`, 'check the path');
     await access(directory, constants.W_OK | constants.X_OK);
     const mode = existing === undefined ? undefined : existing.mode & 0o777;
-    return { write: (pieces) => replace(target, mode, pieces, what, onForcedExit) };
+    return { startsAnew: true, write: (pieces) => replace(target, mode, pieces, what, onForcedExit) };
   } catch (error) {
     throw fromSystem(error, what);
   }
 }
 
-async function writeTo(target: string, pieces: Iterable<Uint8Array>, what: string): Promise<void> {
+async function writeTo(target: string, pieces: Pieces, what: string): Promise<void> {
   try {
     const handle = await open(target, 'w');
     try {
-      for (const piece of pieces) await handle.writeFile(piece);
+      for await (const piece of pieces) await handle.writeFile(piece);
     } finally {
       await handle.close();
     }
@@ -141,7 +166,7 @@ async function writeTo(target: string, pieces: Iterable<Uint8Array>, what: strin
 async function replace(
   target: string,
   mode: number | undefined,
-  pieces: Iterable<Uint8Array>,
+  pieces: Pieces,
   what: string,
   onForcedExit: (cleanUp: () => void) => () => void,
 ): Promise<void> {
@@ -152,7 +177,7 @@ async function replace(
     const handle = await open(temporary, 'wx');
     try {
       if (mode !== undefined) await handle.chmod(mode);
-      for (const piece of pieces) await handle.writeFile(piece);
+      for await (const piece of pieces) await handle.writeFile(piece);
     } finally {
       await handle.close();
     }

@@ -2,23 +2,15 @@
  * `kv-client put`.
  */
 
-import type { Readable } from 'node:stream';
-import type { KvClient, Region } from '../client/index.js';
+import type { PutInfo } from '../client/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { formatSize } from '../protocol/units.js';
 import { usageError } from './arguments.js';
 import type { ClientTask } from './client-arguments.js';
 import type { Command, TaskContext, TaskResult } from './command.js';
-import { unlessAborted } from './interruption.js';
-import { type InputFile, openInput, readFully } from './local-files.js';
+import { type InputFile, openInput, readPieces } from './local-files.js';
 import { createProgress } from './progress.js';
 import { transferObject, transferText } from './transfer-result.js';
-
-/** Files up to this length are put from a Buffer: they cost a copy, but no memory of their own to register. */
-const BUFFERED_BYTES_MAX = 64 * 1024;
-
-/** A file is read into registered memory in pieces of this length. */
-const READ_BYTES = 8 * 1024 * 1024;
 
 /** Where the value comes from. */
 type Source =
@@ -26,7 +18,7 @@ type Source =
   | { readonly kind: 'stdin' }
   | { readonly kind: 'file'; readonly file: InputFile };
 
-/** Stores a value. */
+/** Stores a value; what is read from a file or a pipe is stored in constant memory. */
 export const putCommand: Command = {
   async prepare(task) {
     const source = await sourceOf(task);
@@ -52,12 +44,11 @@ async function sourceOf({ value, file }: ClientTask): Promise<Source> {
 }
 
 async function put(source: Source, context: TaskContext): Promise<TaskResult> {
-  const { client, key, keyText, io } = context;
-  const value = await unlessAborted(context.interruption.signal, load(source, context));
+  const { keyText, io } = context;
   const progress = await createProgress('put', io);
   const startedAtMs = performance.now();
   try {
-    const stored = await client.put(key, value, { ...context.callOptions(), onProgress: progress.onProgress });
+    const stored = await store(source, context, progress.onProgress);
     const transfer = {
       path: stored.path,
       bytes: stored.length,
@@ -75,62 +66,39 @@ async function put(source: Source, context: TaskContext): Promise<TaskResult> {
   }
 }
 
-/** The value, in memory from which it can be sent. */
-async function load(source: Source, { client, io, interruption }: TaskContext): Promise<Uint8Array | Region> {
-  switch (source.kind) {
-    case 'text':
-      return source.bytes;
-    case 'stdin':
-      return collect(io.stdin, client, interruption.signal);
-    case 'file': {
-      const { file } = source;
-      if (file.sizeBytes === undefined) {
-        return collect(file.handle.createReadStream({ autoClose: false }), client, interruption.signal);
-      }
-      refuseTooLong(file.sizeBytes, client, 'the file has');
-      if (file.sizeBytes <= BUFFERED_BYTES_MAX) {
-        const bytes = Buffer.alloc(file.sizeBytes);
-        await readFully(file, bytes, 0);
-        return bytes;
-      }
-      const region = await client.allocate(file.sizeBytes);
-      for (let offset = 0; offset < file.sizeBytes; offset += READ_BYTES) {
-        interruption.signal.throwIfAborted();
-        await readFully(file, region.view(offset, Math.min(READ_BYTES, file.sizeBytes - offset)), offset);
-      }
-      return region;
+async function store(
+  source: Source,
+  context: TaskContext,
+  onProgress: (bytesDone: number, bytesTotal: number) => void,
+): Promise<PutInfo> {
+  const { client, key, io } = context;
+  const options = { ...context.callOptions(), onProgress };
+  if (source.kind === 'text') return client.put(key, source.bytes, options);
+  try {
+    if (source.kind === 'stdin') return await client.putStream(key, io.stdin, options);
+    const { file } = source;
+    const { sizeBytes: length } = file;
+    if (length === undefined) {
+      return await client.putStream(key, file.handle.createReadStream({ autoClose: false }), options);
     }
+    refuseTooLong(length, context);
+    // A function: what a lost connection interrupts is read again from the beginning.
+    return await client.putStream(key, () => readPieces(file, length), { ...options, length });
+  } catch (error) {
+    // The file, rather than the call, is what failed.
+    const isSource = error instanceof FabricKvError && error.code === 'ERR_FABRICKV_CANCELLED';
+    if (isSource && error.cause instanceof FabricKvError) throw error.cause.with({ outcome: error.outcome });
+    throw error;
   }
 }
 
-/** Reads a stream to its end, but no further than the longest value that the server takes. */
-async function collect(stream: Readable, client: KvClient, signal: AbortSignal): Promise<Uint8Array | Region> {
-  const chunks: Buffer[] = [];
-  let length = 0;
-  for await (const chunk of stream) {
-    signal.throwIfAborted();
-    const bytes = chunk as Buffer;
-    chunks.push(bytes);
-    length += bytes.length;
-    refuseTooLong(length, client, 'standard input has already given');
-  }
-  if (length <= BUFFERED_BYTES_MAX) return Buffer.concat(chunks);
-  const region = await client.allocate(length);
-  let offset = 0;
-  for (const chunk of chunks) {
-    chunk.copy(region.view(offset, chunk.length));
-    offset += chunk.length;
-  }
-  return region;
-}
-
-/** Reading on what the server will refuse would only cost time and memory. */
-function refuseTooLong(length: number, client: KvClient, what: string): void {
+/** Opening a stream that the server will refuse would only cost time. */
+function refuseTooLong(length: number, { client }: TaskContext): void {
   const max = client.connection.maxValueBytes;
   if (length <= max) return;
   throw new FabricKvError(
     'ERR_FABRICKV_VALUE_TOO_LARGE',
-    `${what} ${length} bytes; the server takes values of at most ${max} (${formatSize(max)})`,
+    `the file has ${length} bytes; the server takes values of at most ${max} (${formatSize(max)})`,
     {
       outcome: 'not-applied',
       peer: client.connection.serverAddr,

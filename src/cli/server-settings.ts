@@ -13,7 +13,7 @@ import {
   providerSetting,
 } from './common-settings.js';
 import { list, optional, type Resolved, resolveSettings, type SettingInputs, settingError, value } from './settings.js';
-import { count, duration, grpcAddress, ipAddress, listOf, size } from './values.js';
+import { count, countOrAuto, cpuList, duration, grpcAddress, ipAddress, listOf, rails, size } from './values.js';
 
 const MEMORY_BYTES_MIN = 1024 ** 2;
 
@@ -50,6 +50,45 @@ export const serverSettings = {
     format: exactSize,
   }),
   provider: providerSetting,
+  rails: value({
+    placeholder: 'auto|N|LIST',
+    about:
+      'NICs of the data plane: all, the first N, or domain names and addresses, separated by commas (fi_info lists them)',
+    expects: 'auto, a number from 1 to 64, or a list such as rdmap0s6-rdm,rdmap0s7-rdm or 10.0.0.1,10.0.1.1',
+    schema: rails(),
+    default: 'auto',
+    format: (choice) => (typeof choice === 'object' ? choice.join(',') : String(choice)),
+  }),
+  'spin-us': value({
+    placeholder: 'auto|N',
+    about: 'microseconds for which a progress thread spins, yielding, before it sleeps; 0 never spins',
+    expects: 'auto or a number from 0 to 100000',
+    schema: countOrAuto({ min: 0, max: 100_000 }),
+    default: 'auto',
+  }),
+  'progress-cpus': optional({
+    placeholder: 'LIST',
+    about: 'CPUs that the progress threads are bound to, one each, in turn; as in 2,3,8-11',
+    expects: 'numbers of CPUs, as in 2,3,8-11 (lscpu -e lists them)',
+    schema: cpuList(),
+    whenUnset: 'wherever the kernel puts them',
+    format: (cpus) => cpus.join(','),
+  }),
+  'numa-node': optional({
+    placeholder: 'N',
+    about: "the NUMA node that the arena's memory is to be on, if it has room",
+    expects: 'the number of a NUMA node (numactl --hardware lists them)',
+    schema: count({ min: 0, max: 1023 }),
+    whenUnset: 'wherever the kernel puts it',
+  }),
+  'max-quarantine': optional({
+    placeholder: 'SIZE',
+    about: 'freed memory that may wait for the proof that no write can land in it; past it rails are opened anew',
+    expects: `${A_SIZE}, no more than --memory`,
+    schema: size({ minBytes: 1 }),
+    whenUnset: 'a quarter of --memory',
+    format: exactSize,
+  }),
   'fabric-option': fabricOptionSetting,
   'inline-threshold': inlineThresholdSetting('16KiB for GET, 32KiB for PUT'),
   'max-value': optional({
@@ -102,11 +141,13 @@ export type ServerSettings = Resolved<typeof serverSettings>;
  */
 export function resolveServerSettings(inputs: SettingInputs): ServerSettings {
   const resolved = resolveSettings(serverSettings, inputs);
-  const { memory, 'max-value': maxValue } = resolved.values;
-  if (maxValue !== undefined && maxValue > memory) {
-    const source = resolved.entries.find(({ name }) => name === 'max-value')?.source ?? { kind: 'default' };
-    const what = `${exactSize(maxValue)} is more than --memory, which is ${exactSize(memory)}`;
-    throw settingError('max-value', source, what, 'raise --memory, or lower --max-value');
+  const { memory } = resolved.values;
+  for (const name of ['max-value', 'max-quarantine'] as const) {
+    const bytes = resolved.values[name];
+    if (bytes === undefined || bytes <= memory) continue;
+    const source = resolved.entries.find((entry) => entry.name === name)?.source ?? { kind: 'default' };
+    const what = `${exactSize(bytes)} is more than --memory, which is ${exactSize(memory)}`;
+    throw settingError(name, source, what, `raise --memory, or lower --${name}`);
   }
   return resolved;
 }

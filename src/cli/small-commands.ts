@@ -5,7 +5,7 @@
 import { FabricKvError } from '../protocol/errors.js';
 import type { Command, TaskContext, TaskResult } from './command.js';
 import { EXIT } from './exit-codes.js';
-import { crcText, roundMs } from './transfer-result.js';
+import { crcOrNull, roundMs } from './transfer-result.js';
 
 /** A command that needs nothing but the connection. */
 export function simple(run: (context: TaskContext) => Promise<TaskResult>): Command {
@@ -44,7 +44,7 @@ export const statCommand: Command = simple(async ({ client, key, keyText, callOp
     });
   }
   const { length, version, storedAt } = stat;
-  const crc32c = crcText(stat.crc32c);
+  const crc32c = crcOrNull(stat.crc32c);
   return {
     exitCode: EXIT.done,
     object: {
@@ -59,7 +59,7 @@ export const statCommand: Command = simple(async ({ client, key, keyText, callOp
       `key      ${keyText}`,
       `length   ${length}`,
       `version  ${version}`,
-      `crc32c   ${crc32c}`,
+      `crc32c   ${crc32c ?? 'none: it was stored without'}`,
       `stored   ${storedAt.toISOString()}`,
     ].join('\n'),
   };

@@ -10,7 +10,8 @@ export interface Transfer {
   readonly bytes: number;
   readonly ms: number;
   readonly version: bigint;
-  readonly crc32c: number;
+  /** Undefined for a value that was stored without one. */
+  readonly crc32c: number | undefined;
 }
 
 /** Shorter values have no rate that means anything to people. */
@@ -19,6 +20,11 @@ export const RATED_BYTES_MIN = 64 * 1024;
 /** CRC-32C as eight hexadecimal digits. */
 export function crcText(crc32c: number): string {
   return crc32c.toString(16).padStart(8, '0');
+}
+
+/** The same for programs; null for a value that was stored without one. */
+export function crcOrNull(crc32c: number | undefined): string | null {
+  return crc32c === undefined ? null : crcText(crc32c);
 }
 
 /** Milliseconds with three decimals: what is below a microsecond is noise. */
@@ -45,7 +51,7 @@ export function transferObject(
     GBps: rateGBps(transfer),
     // Versions have 64 bits, more than a JSON number keeps.
     version: String(transfer.version),
-    crc32c: crcText(transfer.crc32c),
+    crc32c: crcOrNull(transfer.crc32c),
   };
 }
 
@@ -54,5 +60,6 @@ export function transferText(transfer: Transfer, { client }: TaskContext): strin
   const how = transfer.path === 'rdma' ? `RDMA (${client.connection.provider ?? 'unknown provider'})` : 'gRPC (inline)';
   // What fits one message takes as long as the message, whatever its length: a rate would say nothing.
   const rate = transfer.bytes < RATED_BYTES_MIN ? null : rateGBps(transfer);
-  return `by ${how} in ${roundMs(transfer.ms)} ms${rate === null ? '' : `, ${rate} GB/s`}, CRC-32C ${crcText(transfer.crc32c)}`;
+  const crc = transfer.crc32c === undefined ? 'without a CRC-32C: not verified' : `CRC-32C ${crcText(transfer.crc32c)}`;
+  return `by ${how} in ${roundMs(transfer.ms)} ms${rate === null ? '' : `, ${rate} GB/s`}, ${crc}`;
 }

@@ -137,3 +137,63 @@ export function listOf<Value>(entry: z.ZodType<Value, string>): z.ZodType<readon
     }),
   );
 }
+
+/** `auto`, or a whole number between two numbers. */
+export function countOrAuto(range: { readonly min: number; readonly max: number }): z.ZodType<number | 'auto', string> {
+  const number = count(range);
+  return reading((text) => {
+    if (isAuto(text)) return 'auto';
+    const read = number.safeParse(text);
+    if (read.success) return read.data;
+    const what = read.error.issues[0]?.message ?? '';
+    return wrong(what.endsWith('is not a whole number') ? `${what}, and not auto` : what);
+  });
+}
+
+/** The most rails that a host can be told to use; the largest machines have 32. */
+const RAILS_MAX = 64;
+
+/** Which rails to use: `auto` for all, a number for so many, or their names or addresses, separated by commas. */
+export function rails(): z.ZodType<'auto' | number | readonly string[], string> {
+  const number = count({ min: 1, max: RAILS_MAX });
+  return reading((text) => {
+    if (isAuto(text)) return 'auto';
+    if (/^\s*\d+\s*$/.test(text)) {
+      const read = number.safeParse(text);
+      return read.success ? read.data : wrong(read.error.issues[0]?.message ?? '');
+    }
+    const names = text.split(',').map((name) => name.trim());
+    if (names.includes('')) return wrong(`"${text}" has an empty entry`);
+    const strange = names.find((name) => !/^[\w.:%-]+$/.test(name));
+    if (strange !== undefined) return wrong(`"${strange}" is neither the name of a rail nor an address`);
+    const twice = names.find((name, index) => names.indexOf(name) !== index);
+    if (twice !== undefined) return wrong(`"${twice}" is named twice`);
+    return names.length > RAILS_MAX ? wrong(`${names.length} rails are more than ${RAILS_MAX}`) : names;
+  });
+}
+
+/** The highest number of a CPU that Linux can be built for. */
+const CPU_MAX = 8191;
+
+/** CPUs as the kernel writes them: `2,3,8-11`. In the order given. */
+export function cpuList(): z.ZodType<readonly number[], string> {
+  return reading((text) => {
+    const cpus = new Set<number>();
+    for (const entry of text.split(',')) {
+      const match = /^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$/.exec(entry);
+      if (match === null) return wrong(`"${entry.trim()}" is neither a CPU nor a range of CPUs`);
+      const [first, last] = [Number(match[1]), Number(match[2] ?? match[1])];
+      if (last < first) return wrong(`"${entry.trim()}" runs backwards`);
+      if (last > CPU_MAX) return wrong(`CPU ${last} is more than ${CPU_MAX}`);
+      for (let cpu = first; cpu <= last; cpu++) {
+        if (cpus.has(cpu)) return wrong(`CPU ${cpu} is named twice`);
+        cpus.add(cpu);
+      }
+    }
+    return [...cpus];
+  });
+}
+
+function isAuto(text: string): boolean {
+  return text.trim().toLowerCase() === 'auto';
+}

@@ -4,7 +4,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
-import type { Fabric, Rail } from '../fabric/index.js';
+import type { Fabric, FabricProvider, Rail } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { Hello } from '../protocol/generated/fabrickv/v1/Hello.js';
 import { PROTOCOL_VERSION } from '../protocol/limits.js';
@@ -52,6 +52,9 @@ const DRAIN_GRACE_MS = 1000;
 /** The part of the time for the first connection that is kept for finding out why there is none. */
 const PROBE_SHARE = 0.2;
 const PROBE_MS_MAX = 1000;
+
+/** A provider in Hello, with the rails that belong to the session. */
+type Offer = Pick<FabricProvider, 'name' | 'rails'>;
 
 /** What waits for a session. */
 export interface SessionWaiter {
@@ -175,16 +178,17 @@ export class Connection {
     const { settings } = this.#options;
     const mayUseFabric = await this.#earlierMemoryIsQuiet();
     this.#assertNotClosed();
+    const offers = mayUseFabric ? this.#openRails() : [];
     const session = await openSession({
       serverAddr: settings.serverAddr,
-      hello: this.#hello(mayUseFabric),
+      hello: this.#hello(offers),
       timeoutMs,
       logger: this.#logger,
       onCreated: (created) => {
         this.#session = created;
       },
       events: {
-        onOpen: (opened, greeting) => this.#onWelcome(opened, greeting, mayUseFabric),
+        onOpen: (opened, greeting) => this.#onWelcome(opened, greeting, offers, mayUseFabric),
         onGoAway: (_session, reason, drainMs) => this.#onGoAway(reason, drainMs),
         onEnd: (ended, error) => this.#onSessionEnd(ended, error),
       },
@@ -215,31 +219,37 @@ export class Connection {
     }
   }
 
-  #hello(mayUseFabric: boolean): Hello {
-    const { settings, clientId, fabric } = this.#options;
+  /** What there is to offer: a rail that has failed by itself is not part of the next session. */
+  #openRails(): Offer[] {
+    return this.#options.fabric.providers
+      .map(({ name, rails }) => ({ name, rails: rails.filter(({ state }) => state === 'open') }))
+      .filter(({ rails }) => rails.length > 0);
+  }
+
+  #hello(offers: readonly Offer[]): Hello {
+    const { settings, clientId } = this.#options;
     return {
       minVersion: PROTOCOL_VERSION,
       maxVersion: PROTOCOL_VERSION,
       features: [],
       clientId: fromBigInt(clientId),
       clientName: settings.clientName,
-      providers: (mayUseFabric ? fabric.providers : []).map(({ name, rails }) => ({
+      providers: offers.map(({ name, rails }) => ({
         name,
         rails: rails.map(({ info }) => ({ address: info.address, format: info.addressFormat })),
       })),
     };
   }
 
-  #onWelcome(session: Session, greeting: ServerGreeting, mayUseFabric: boolean): void {
-    const { fabric, counters, onGreeting } = this.#options;
+  #onWelcome(session: Session, greeting: ServerGreeting, offers: readonly Offer[], mayUseFabric: boolean): void {
+    const { counters, onGreeting } = this.#options;
     this.#greeting = greeting;
     onGreeting(greeting);
     if (greeting.provider === undefined) {
       this.#inlineOnlyReason = this.#reasonForNone(mayUseFabric, greeting.inlineOnlyReason);
       return;
     }
-    const [first, ...others]: readonly Rail[] =
-      fabric.providers.find(({ name }) => name === greeting.provider)?.rails ?? [];
+    const [first, ...others]: readonly Rail[] = offers.find(({ name }) => name === greeting.provider)?.rails ?? [];
     if (first === undefined) {
       throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server chose ${greeting.provider}, which was not offered`);
     }
@@ -259,6 +269,7 @@ export class Connection {
     if (!mayUseFabric) return 'memory of an earlier session is not proved quiet yet';
     if (fabric.choice === 'none') return "the client's provider is none";
     if (fabric.missing !== undefined) return fabric.missing.message;
+    if (this.#openRails().length === 0) return "the client's rails have failed";
     return serverReason || 'the server does not say why';
   }
 
@@ -366,6 +377,7 @@ export class Connection {
         nodeId: greeting.nodeId,
         serverVersion: greeting.serverVersion,
         provider: session.receiveMemory === undefined ? undefined : dataPlane?.provider,
+        rails: session.receiveMemory === undefined ? undefined : dataPlane?.railNames,
         inlineOnlyReason: this.#inlineOnlyReason,
         considered: fabric.considered,
       },

@@ -16,12 +16,16 @@ export interface ClientCounters {
   readonly putsInline: number;
   /** Values sent by RDMA write. */
   readonly putsRdma: number;
+  /** Of those, the ones that went into the session window and needed no grant. */
+  readonly putsInWindow: number;
   /** Bytes of values that were copied: into registered memory, out of it, or out of gRPC messages. */
   readonly bytesCopied: number;
   /** RDMA results that were copied into plain Buffers because less than a quarter of the receive memory was free. */
   readonly resultsCopied: number;
-  /** RDMA writes that were submitted, retries included. */
+  /** RDMA writes that were submitted, each of a piece of a value, retries included. */
   readonly writesPosted: number;
+  /** RDMA writes that the client's rails made of them: of all clients of the process that share its rails. */
+  readonly chunks: number;
   /** Memory registrations that were made. */
   readonly registrations: number;
   /** Operations or transfers that were tried again. */
@@ -40,7 +44,7 @@ export interface ClientCounters {
   readonly freeBytes: number;
 }
 
-type Counter = Exclude<keyof ClientCounters, 'lentBytes' | 'freeBytes'>;
+type Counter = Exclude<keyof ClientCounters, 'chunks' | 'lentBytes' | 'freeBytes'>;
 
 /** The counters, as their owner writes them. */
 export class Counters implements Record<Counter, number> {
@@ -50,6 +54,7 @@ export class Counters implements Record<Counter, number> {
   getsRdma = 0;
   putsInline = 0;
   putsRdma = 0;
+  putsInWindow = 0;
   bytesCopied = 0;
   resultsCopied = 0;
   writesPosted = 0;

@@ -4,18 +4,35 @@
  */
 
 import type { Logger } from 'pino';
-import type { FabricError, LocalRegion, Mapping, PeerId, ProviderName, Rail, TransferId } from '../fabric/index.js';
+import {
+  FabricError,
+  type LocalRegion,
+  type Mapping,
+  type PeerId,
+  PeerPath,
+  PeerPaths,
+  type ProviderName,
+  type Rail,
+  StripedWrite,
+} from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
+import type { RailChanged__Output } from '../protocol/generated/fabrickv/v1/RailChanged.js';
 import { fromBigInt } from '../protocol/wire.js';
 import type { Counters } from './counters.js';
 import { toClientError } from './fabric-errors.js';
 import type { PeerRail } from './protocol-values.js';
 import { StateMachine } from './state-machine.js';
-import { WriteWindows } from './write-windows.js';
+import { grantEnded, type WriteTarget, WriteWindows } from './write-windows.js';
 
 /** How long a server may take to say that it writes to a region no more; the registration is closed then anyway. */
 const REGION_ENDED_TIMEOUT_MS = 5000;
+
+/**
+ * A server rail that was replaced stays in the address vectors this long: writes of the server's that it began there come
+ * to their end meanwhile.
+ */
+const RAIL_MOVED_GRACE_MS = 2000;
 
 /** - `up`: in use. - `retiring`: the session is over and the proof under way. - `retired`: nothing of it is left. */
 type DataPlaneState = 'up' | 'retiring' | 'retired';
@@ -24,7 +41,23 @@ type DataPlaneState = 'up' | 'retiring' | 'retired';
 interface RegisteredRange {
   readonly regionId: number;
   readonly length: number;
-  readonly keys: readonly { readonly rail: Rail; readonly region: LocalRegion }[];
+  /** In the order of the rails; undefined on a rail that has failed. */
+  readonly keys: readonly { readonly rail: Rail; readonly region: LocalRegion | undefined }[];
+}
+
+/** A mapping as a source of writes. */
+interface LocalSource {
+  readonly registered: Promise<void>;
+  readonly regions: { readonly rail: Rail; readonly region: LocalRegion }[];
+  ready: boolean;
+}
+
+/** One of the server's rails on all of ours. */
+interface ServerRail {
+  /** Counts its addresses. */
+  generation: number;
+  /** By rail of ours. */
+  peers: readonly { readonly rail: Rail; readonly peer: PeerId }[];
 }
 
 /** Memory that the server has been told of, in ranges of at most {@link DataPlane.regionBytesMax}. */
@@ -32,13 +65,6 @@ export interface IntroducedMemory {
   readonly ranges: readonly RegisteredRange[];
   /** How a sink at this offset of the mapping is named. */
   place(offset: number): { readonly regionId: number; readonly offset: number };
-}
-
-/** One extent of a grant, or a part of one. */
-export interface WriteTarget {
-  readonly windowId: number;
-  readonly windowOffset: number;
-  readonly length: number;
 }
 
 /** A write in flight. */
@@ -53,7 +79,7 @@ export interface PieceWrite {
   readonly localOffset: number;
   readonly targets: readonly WriteTarget[];
   /** Called once: the source is not read any more. */
-  readonly onDone: (error: FabricError | undefined) => void;
+  readonly onDone: (error: FabricError | FabricKvError | undefined) => void;
 }
 
 /** Options of {@link DataPlane}. */
@@ -79,26 +105,38 @@ export class DataPlane {
     retired: [],
   });
   readonly #options: DataPlaneOptions;
-  readonly #rail: Rail;
-  /** Every server rail on every rail of ours; the first of the first is the one that is written to. */
-  readonly #peers: { readonly rail: Rail; readonly peer: PeerId }[] = [];
+  /** Rail i of ours writes to the server's rail i mod n. */
+  readonly #paths: PeerPaths;
+  readonly #serverRails: ServerRail[] = [];
   readonly #regions = new Map<number, RegisteredRange>();
-  readonly #localRegions = new Map<number, Promise<LocalRegion[]>>();
+  readonly #sources = new Map<number, LocalSource>();
+  readonly #needsLocalRegistration: boolean;
   readonly #ending = new Map<number, () => void>();
   readonly #underWay = new Set<Promise<unknown>>();
-  readonly #writes = new Set<TransferId>();
+  readonly #writes = new Set<StripedWrite>();
+  /** Peers that are to be removed from the address vectors, and when. */
+  readonly #leaving = new Map<NodeJS.Timeout, ServerRail['peers']>();
   #nextRegionId = 1;
 
   constructor(options: DataPlaneOptions) {
     this.#options = options;
     this.provider = options.provider;
-    this.#rail = options.rails[0];
     this.regionBytesMax = Math.min(...options.rails.map((rail) => rail.info.maxRegionBytes));
-    this.windows = new WriteWindows(this.#rail, options.send);
+    this.#needsLocalRegistration = options.rails.some((rail) => rail.info.needsLocalRegistration);
+    this.windows = new WriteWindows(options.serverRails.length, options.send);
+    this.#paths = new PeerPaths({
+      probeRegion: (path) => this.windows.probeRegion(path),
+      onChange: (path, reason) => this.#pathChanged(path, reason),
+    });
   }
 
   get state(): DataPlaneState {
     return this.#machine.state;
+  }
+
+  /** Ours, for the log. */
+  get railNames(): string[] {
+    return this.#options.rails.map(({ info }) => `${info.domain} ${info.addressText}`);
   }
 
   /**
@@ -108,13 +146,36 @@ export class DataPlane {
    */
   insertServer(): Promise<void> {
     return this.#track(async () => {
-      for (const rail of this.#options.rails) {
-        for (const { address } of this.#options.serverRails) {
-          this.#assertUp();
-          this.#peers.push({ rail, peer: await rail.insertPeer(address) });
-        }
+      for (const [index, { address }] of this.#options.serverRails.entries()) {
+        this.#serverRails[index] = { generation: 1, peers: [] };
+        await this.#insert(index, address);
       }
     });
+  }
+
+  /**
+   * A rail of the server's has a new address. Every window that was offered before is taken for void, writes to them end, and
+   * their PUTs begin anew.
+   *
+   * @throws ERR_FABRICKV_PROTOCOL, and as {@link insertServer}: the session cannot go on then
+   */
+  async onRailChanged({ rail, generation, address }: RailChanged__Output): Promise<void> {
+    const serverRail = this.#serverRails[rail];
+    if (serverRail === undefined || address === null) {
+      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server has no rail ${rail}, or gave it no address`);
+    }
+    if (generation <= serverRail.generation) return;
+    serverRail.generation = generation;
+    this.#options.logger.info({ rail, generation }, "A rail of the server's has a new address");
+    this.windows.voidAll();
+    for (const write of this.#writes) write.cancel();
+    const old = serverRail.peers;
+    await this.#track(() => this.#insert(rail, address.address));
+    const timer = setTimeout(() => {
+      this.#leaving.delete(timer);
+      void this.#track(() => this.#removePeers(old));
+    }, RAIL_MOVED_GRACE_MS).unref();
+    this.#leaving.set(timer, old);
   }
 
   /**
@@ -135,7 +196,10 @@ export class DataPlane {
         throw error;
       }
       for (const { regionId, length, keys } of ranges) {
-        const rails = keys.map(({ region }) => ({ address: fromBigInt(region.address), rkey: fromBigInt(region.key) }));
+        const rails = keys.map(({ region }) => ({
+          address: fromBigInt(region?.address ?? 0n),
+          rkey: fromBigInt(region?.key ?? 0n),
+        }));
         this.#options.send({ operationId: 0, region: { regionId, length, rails } });
       }
       return {
@@ -168,108 +232,121 @@ export class DataPlane {
     this.#ending.get(regionId)?.();
   }
 
+  /** Whether a mapping can be written from at once; otherwise {@link prepareSource} makes it so. */
+  isSource(mapping: Mapping): boolean {
+    return !this.#needsLocalRegistration || this.#sources.get(mapping.id)?.ready === true;
+  }
+
   /** Makes a mapping usable as a source of writes, where the provider wants that said. */
   async prepareSource(mapping: Mapping): Promise<void> {
-    if (!this.#rail.info.needsLocalRegistration) return;
-    let registered = this.#localRegions.get(mapping.id);
-    if (registered === undefined) {
-      registered = this.#track(async () => {
-        const regions: LocalRegion[] = [];
-        try {
-          for (let offset = 0; offset < mapping.sizeBytes; offset += this.regionBytesMax) {
-            this.#assertUp();
-            const length = Math.min(this.regionBytesMax, mapping.sizeBytes - offset);
-            regions.push(await this.#rail.register({ mapping, offset, length, access: 'local' }));
-            this.#options.counters.registrations += 1;
-          }
-        } catch (error) {
-          await this.#deregisterLocal(regions);
-          throw error;
-        }
-        return regions;
-      });
-      this.#localRegions.set(mapping.id, registered);
-    }
+    if (!this.#needsLocalRegistration) return;
+    const source = this.#sources.get(mapping.id) ?? this.#enterSource(mapping);
     try {
-      await registered;
+      await source.registered;
     } catch (error) {
       // It left nothing behind: the next PUT may try again.
-      if (this.#localRegions.get(mapping.id) === registered) this.#localRegions.delete(mapping.id);
+      if (this.#sources.get(mapping.id) === source) this.#sources.delete(mapping.id);
       throw error;
     }
   }
 
   /** The mapping is no source any more. Never rejects. */
   async forgetSource(mapping: Mapping): Promise<void> {
-    const registered = this.#localRegions.get(mapping.id);
-    if (registered === undefined) return;
-    this.#localRegions.delete(mapping.id);
-    await this.#deregisterLocal(registered);
+    const source = this.#sources.get(mapping.id);
+    if (source === undefined) return;
+    this.#sources.delete(mapping.id);
+    await this.#deregisterSource(source);
   }
 
   /**
-   * Writes a piece of a mapping into windows of the server's.
+   * Writes a piece of a mapping into windows of the server's, over all rails. What fails on one goes on over the others.
    *
-   * @throws ERR_FABRICKV_GRANT_ENDED when a window was taken back; ERR_FABRICKV_DATA_PLANE; FabricError `BUSY`
+   * @throws ERR_FABRICKV_GRANT_ENDED when a window was taken back; ERR_FABRICKV_DATA_PLANE
    */
   write({ mapping, localOffset, targets, onDone }: PieceWrite): ActiveWrite {
     this.#assertUp();
-    const peer = this.#peers[0]?.peer;
-    if (peer === undefined) throw new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'the server is no peer on the rail');
-    const rail = this.#rail;
-    const begun: number[] = [];
-    let transfer: TransferId;
-    try {
-      let from = localOffset;
-      const segments = targets.map(({ windowId, windowOffset, length }) => {
-        const remoteRegionId = this.windows.beginWrite(peer, windowId, windowOffset, length);
-        begun.push(windowId);
-        const localFrom = from;
-        from += length;
-        return { mappingId: mapping.id, localOffset: localFrom, remoteRegionId, remoteOffset: windowOffset, length };
-      });
-      transfer = rail.write({
-        peer,
-        segments,
-        onDone: (error) => {
-          this.#writes.delete(transfer);
-          for (const windowId of begun) this.windows.written(windowId);
-          onDone(error);
-        },
-      });
-    } catch (error) {
-      for (const windowId of begun) this.windows.written(windowId);
-      throw error;
-    }
-    this.#writes.add(transfer);
-    this.#options.counters.writesPosted += 1;
-    return { cancel: () => rail.cancel(transfer) };
+    const { counters } = this.#options;
+    let from = localOffset;
+    for (const { window, windowOffset, length } of targets) window.check(windowOffset, length);
+    const segments = targets.map(({ window, windowOffset, length }) => {
+      const localFrom = from;
+      from += length;
+      return { mappingId: mapping.id, localOffset: localFrom, remote: window, remoteOffset: windowOffset, length };
+    });
+    const write = new StripedWrite({
+      paths: this.#paths,
+      segments,
+      onDone: (error) => {
+        this.#writes.delete(write);
+        // What fails because its window has ended is no failure of the data plane.
+        const ended = targets.find(({ window }) => window.state === 'ended');
+        for (const { window } of targets) this.windows.written(window);
+        onDone(error !== undefined && ended !== undefined ? grantEnded(ended.window.id) : error);
+      },
+      onRetry: (error) => {
+        counters.retries += 1;
+        counters.writesPosted += 1;
+        this.#options.logger.debug({ err: error }, 'A part of a write is tried again');
+      },
+    });
+    for (const { window } of targets) this.windows.beginWrite(window);
+    this.#writes.add(write);
+    counters.writesPosted += 1;
+    write.start();
+    return write;
   }
 
   /**
-   * Ends it: closes every registration and removes the server from the address vectors, which flushes the writes of both
-   * sides.
+   * Ends it: closes every registration, removes the server from the address vectors, which flushes the writes of both sides,
+   * and has the rails prove that nothing else is under way.
    *
-   * @returns whether that proves that no write of the server can land in the session's regions any more
+   * @returns whether it is proved that no write can land in the session's regions any more
    */
   async retire(): Promise<boolean> {
     this.#machine.to('retiring');
+    this.#paths.close();
+    this.windows.close();
     for (const ended of this.#ending.values()) ended();
-    for (const transfer of this.#writes) this.#rail.cancel(transfer);
+    for (const write of this.#writes) write.cancel();
     while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
-    const sources = [...this.#localRegions.values()];
-    this.#localRegions.clear();
+    const sources = [...this.#sources.values()];
+    this.#sources.clear();
     let proved = true;
     for (const range of [...this.#regions.values()]) proved = (await this.#deregister(range)) && proved;
-    for (const { rail, peer } of this.#peers.splice(0)) {
-      const removed = await this.#removePeer(rail, peer);
-      // A closed rail has no endpoint left to receive by.
-      proved = (rail.state === 'closed' || (rail.info.quiescence !== 'close-endpoint' && removed)) && proved;
+    for (const { peers } of this.#serverRails.splice(0)) await this.#removePeers(peers);
+    for (const [timer, peers] of this.#leaving) {
+      clearTimeout(timer);
+      await this.#removePeers(peers);
     }
-    for (const source of sources) await this.#deregisterLocal(source);
-    this.windows.close();
+    this.#leaving.clear();
+    // Removed first, so that a server that does not answer any more is not waited for.
+    const proofs = await Promise.all(this.#options.rails.map((rail) => this.#prove(rail)));
+    for (const source of sources) await this.#deregisterSource(source);
     this.#machine.to('retired');
-    return proved;
+    return proved && proofs.every(Boolean);
+  }
+
+  /** Enters an address of one of the server's rails into all rails of ours, and makes paths of those that it is written by. */
+  async #insert(index: number, address: Buffer): Promise<void> {
+    const { rails, serverRails } = this.#options;
+    const peers: { rail: Rail; peer: PeerId }[] = [];
+    const serverRail = this.#serverRails[index];
+    if (serverRail !== undefined) serverRail.peers = peers;
+    for (const [i, rail] of rails.entries()) {
+      this.#assertUp();
+      // One that has failed since the session began has a path already, which is used no more.
+      if (rail.state !== 'open' && this.#paths.all.length === rails.length) continue;
+      const peer = await rail.insertPeer(address);
+      peers.push({ rail, peer });
+      if (i % serverRails.length === index) this.#paths.set(new PeerPath(i, rail, peer));
+    }
+    if (peers.length === 0) throw new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'no rail is open any more');
+  }
+
+  #pathChanged({ index }: PeerPath, reason: FabricError | undefined): void {
+    const { logger } = this.#options;
+    if (reason === undefined) logger.info({ rail: index }, 'A rail to the server is back');
+    else logger.warn({ rail: index, err: reason }, 'A rail to the server has failed and is not used until it is back');
   }
 
   async #register(mapping: Mapping, offset: number, length: number): Promise<RegisteredRange> {
@@ -281,12 +358,16 @@ export class DataPlane {
         `the server takes at most ${regionsMax} regions from one session: release some`,
       );
     }
-    const keys: { rail: Rail; region: LocalRegion }[] = [];
+    const keys: { rail: Rail; region: LocalRegion | undefined }[] = [];
     const range = { regionId: this.#nextRegionId++, length, keys };
     this.#regions.set(range.regionId, range);
     try {
       for (const rail of rails) {
-        keys.push({ rail, region: await rail.register({ mapping, offset, length, access: 'remote-write' }) });
+        keys.push({ rail, region: undefined });
+        // The server writes by the others: its own writes to this one fail with the rail.
+        if (rail.state !== 'open' && rails.some(({ state }) => state === 'open')) continue;
+        const region = await rail.register({ mapping, offset, length, access: 'remote-write' });
+        keys[keys.length - 1] = { rail, region };
         counters.registrations += 1;
       }
     } catch (error) {
@@ -301,6 +382,7 @@ export class DataPlane {
     if (!this.#regions.delete(range.regionId)) return true;
     let closed = true;
     for (const { rail, region } of range.keys) {
+      if (region === undefined) continue;
       try {
         await rail.deregister(region);
       } catch (error) {
@@ -311,21 +393,68 @@ export class DataPlane {
     return closed;
   }
 
-  async #deregisterLocal(registered: LocalRegion[] | Promise<LocalRegion[]>): Promise<void> {
-    try {
-      for (const region of await registered) await this.#rail.deregister(region);
-    } catch (error) {
-      this.#options.logger.warn({ err: error }, 'Closing the registration of a source failed');
+  #enterSource(mapping: Mapping): LocalSource {
+    const regions: LocalSource['regions'] = [];
+    const register = async (): Promise<void> => {
+      try {
+        for (const rail of this.#options.rails) {
+          if (!rail.info.needsLocalRegistration || rail.state !== 'open') continue;
+          for (let offset = 0; offset < mapping.sizeBytes; offset += this.regionBytesMax) {
+            this.#assertUp();
+            const length = Math.min(this.regionBytesMax, mapping.sizeBytes - offset);
+            regions.push({ rail, region: await rail.register({ mapping, offset, length, access: 'local' }) });
+            this.#options.counters.registrations += 1;
+          }
+        }
+        source.ready = true;
+      } catch (error) {
+        await this.#closeLocal(regions);
+        throw error;
+      }
+    };
+    const source: LocalSource = { registered: this.#track(register), regions, ready: false };
+    this.#sources.set(mapping.id, source);
+    return source;
+  }
+
+  async #deregisterSource({ registered, regions }: LocalSource): Promise<void> {
+    // A registration that failed has left nothing behind.
+    await Promise.allSettled([registered]);
+    await this.#closeLocal(regions);
+  }
+
+  async #closeLocal(regions: LocalSource['regions']): Promise<void> {
+    for (const { rail, region } of regions.splice(0)) {
+      try {
+        await rail.deregister(region);
+      } catch (error) {
+        if (rail.state === 'closed') continue;
+        this.#options.logger.warn({ err: error }, 'Closing the registration of a source failed');
+      }
     }
   }
 
-  async #removePeer(rail: Rail, peer: PeerId): Promise<boolean> {
+  /** Never rejects. */
+  async #removePeers(peers: ServerRail['peers']): Promise<void> {
+    for (const { rail, peer } of peers) {
+      try {
+        await rail.removePeer(peer);
+      } catch (error) {
+        if (rail.state === 'closed') continue;
+        this.#options.logger.warn({ err: error }, 'Removing the server from the address vector failed');
+      }
+    }
+  }
+
+  async #prove(rail: Rail): Promise<boolean> {
     try {
-      await rail.removePeer(peer);
+      await rail.prove();
       return true;
     } catch (error) {
+      // A closed rail has no endpoint left to receive by.
       if (rail.state === 'closed') return true;
-      this.#options.logger.warn({ err: error }, 'Removing the server from the address vector failed');
+      const isExpected = error instanceof FabricError && error.code === 'UNPROVABLE';
+      this.#options.logger[isExpected ? 'debug' : 'warn']({ err: error }, 'It cannot be proved that a rail is quiet');
       return false;
     }
   }

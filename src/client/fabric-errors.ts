@@ -9,11 +9,3 @@ import { type FabricKvError, type FabricKvErrorDetails, fromFabricError, toFabri
 export function toClientError(error: unknown, more: FabricKvErrorDetails = {}): FabricKvError {
   return error instanceof FabricError ? fromFabricError(error, more) : toFabricKvError(error).with(more);
 }
-
-/** Whether a write that failed like this may succeed when it is made again: connections come back, rails do not. */
-export function isTransient(error: unknown): boolean {
-  return (
-    error instanceof FabricError &&
-    (error.code === 'TRANSFER_FAILED' || error.code === 'CANCELLED' || error.code === 'BUSY')
-  );
-}

@@ -10,10 +10,10 @@ import type { GetResult__Output } from '../protocol/generated/fabrickv/v1/GetRes
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import { fromThreshold, toSafeInteger, toVersion } from '../protocol/wire.js';
 import { toClientError } from './fabric-errors.js';
-import { Operation, unexpectedResult } from './operation.js';
+import { Operation, type ProgressDetails, unexpectedResult } from './operation.js';
 import type { Session } from './session.js';
 import type { Sink } from './sinks.js';
-import type { ValueInfo } from './value.js';
+import { checksumError, type ValueInfo } from './value.js';
 
 /** What a search for a sink ends with; either does nothing but free the sink when the attempt is over. */
 export interface SinkTaker<S extends Sink> {
@@ -72,10 +72,6 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
 
   /** All pieces are stored. */
   protected abstract receivedAssembled(info: ValueInfo): void;
-
-  protected override attempt(session: Session): void {
-    this.ask(session, undefined);
-  }
 
   /** Sends a request, with a sink if one is to be had; in a session that takes no more requests, waits for the next one. */
   protected ask(session: Session, length: number | undefined, everythingInline = false): void {
@@ -171,24 +167,39 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
     this.#endAttempt(this.session);
   }
 
-  protected override progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
+  protected override progressDetails(): ProgressDetails {
     const assembly = this.#assembly;
     if (assembly === undefined) return {};
     return { bytesDone: String(assembly.receivedBytes), bytesTotal: String(assembly.totalBytes) };
   }
 
-  /** @throws ERR_FABRICKV_CHECKSUM when `actual` is not what the server announced */
+  /** @throws ERR_FABRICKV_CHECKSUM when `actual` is not what the server announced, if it announced any */
   protected checkCrc(info: ValueInfo, actual: number): void {
-    if (actual === info.crc32c) return;
-    throw new FabricKvError(
-      'ERR_FABRICKV_CHECKSUM',
-      `received ${info.length} bytes (${info.path}) with CRC-32C ${hex(actual)}; the server says ${hex(info.crc32c)}`,
-    );
+    const wrong = checksumError(info, actual);
+    if (wrong !== undefined) throw wrong;
+  }
+
+  /** A value has arrived: counts it, and remembers its length for the next time. */
+  protected countReceived({ path, length }: ValueInfo): void {
+    const { core, key, call } = this;
+    if (path === 'rdma') {
+      if (key !== undefined) core.sizes.remember(call.namespace, key, length);
+      core.counters.getsRdma += 1;
+    } else {
+      if (key !== undefined) core.sizes.sawInline(call.namespace, key);
+      core.counters.getsInline += 1;
+    }
+  }
+
+  /** The id for a request that follows: another one if the server still has something to say about the last. */
+  protected settledOperationId(): number {
+    if (this.#isQuiescing) this.renewOperationId();
+    this.#isQuiescing = false;
+    return this.operationId;
   }
 
   #send(session: Session, sink: S | undefined, inlineMax: number): void {
-    if (this.#isQuiescing) this.renewOperationId();
-    this.#isQuiescing = false;
+    this.settledOperationId();
     this.#sink = sink;
     this.#assembly = undefined;
     if (sink !== undefined) {
@@ -223,22 +234,21 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
     }
     const path = result.path === 'RDMA' ? 'rdma' : 'inline';
     const length = toSafeInteger(result.length, 'length');
-    const info: ValueInfo = { length, version: toVersion(result.version), crc32c: result.crc32c, path };
+    const crc = result.withoutCrc ? undefined : result.crc32c;
+    const info: ValueInfo = { length, version: toVersion(result.version), crc32c: crc, path };
     this.trace.bytes = length;
     if (path === 'rdma') {
       if (sink === undefined || length > sink.length || length === 0) {
         sink?.free();
         throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'the server wrote a value for which it had no sink');
       }
-      if (key !== undefined) core.sizes.remember(call.namespace, key, length);
-      core.counters.getsRdma += 1;
+      this.countReceived(info);
       sink.receive();
       this.receivedRdma(info, sink);
       return;
     }
     sink?.free();
-    if (key !== undefined) core.sizes.sawInline(call.namespace, key);
-    core.counters.getsInline += 1;
+    this.countReceived(info);
     this.#receivedInline(info, result.value);
   }
 
@@ -298,8 +308,4 @@ export function checkBufferLength(length: number): void {
     `the value has ${length} bytes; a Buffer has at most ${constants.MAX_LENGTH} on this Node.js`,
     { details: { length: String(length) } },
   );
-}
-
-function hex(crc: number): string {
-  return `0x${crc.toString(16).padStart(8, '0')}`;
 }

@@ -5,25 +5,37 @@
 import { crc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { DataPlane } from './data-plane.js';
+import { toClientError } from './fabric-errors.js';
 import { checkBufferLength, GetOperationBase, type SinkTaker } from './get-operation.js';
-import { SYNC_BYTES_MAX } from './limits.js';
-import type { ClientCore } from './operation.js';
+import { RANGED_BYTES_MIN, SYNC_BYTES_MAX } from './limits.js';
+import type { ClientCore, ProgressDetails } from './operation.js';
 import type { CallSettings } from './options.js';
+import { RangedRead } from './ranged-read.js';
 import type { Session } from './session.js';
 import { type LendableSink, makeOwnSink, PoolSink } from './sinks.js';
 import { type KvValue, ReceivedValue, type ValueInfo } from './value.js';
+import { type LendableMemory, mapOwnMemory, PoolMemory } from './value-memory.js';
 
 /** Reads one value. */
 export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
   #assembled = Buffer.alloc(0);
+  /** Of a value that is read in ranges. */
+  #ranged: { readonly read: RangedRead; readonly memory: LendableMemory } | undefined;
+  #stopWaiting: (() => void) | undefined;
 
   constructor(core: ClientCore, key: Buffer, call: CallSettings) {
     super(core, 'get', key, call);
   }
 
+  protected override attempt(session: Session): void {
+    const known = this.key && this.core.sizes.lookup(this.call.namespace, this.key);
+    if (known !== undefined && known > RANGED_BYTES_MIN && session.receiveMemory !== undefined) this.#readRanges(known);
+    else this.ask(session, known);
+  }
+
   protected override acquireSink(
     session: Session,
-    length: number | undefined,
+    known: number | undefined,
     inlineMax: number,
     taker: SinkTaker<LendableSink>,
   ): () => void {
@@ -37,7 +49,6 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     if (dataPlane === undefined || receiveMemory === undefined || pool === undefined) {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a sink without a data plane');
     }
-    const known = length ?? (this.key && sizes.lookup(this.call.namespace, this.key));
     if (known === undefined) {
       const guess = sizes.guess();
       const block = guess > inlineMax ? pool.tryGuess(guess) : undefined;
@@ -60,8 +71,20 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
   }
 
   protected override sinkTooSmall(session: Session, length: number): void {
-    checkBufferLength(length);
-    this.ask(session, length, length > (session.dataPlane?.regionBytesMax ?? 0));
+    if (length > RANGED_BYTES_MIN) this.#readRanges(length);
+    else this.ask(session, length, length > (session.dataPlane?.regionBytesMax ?? 0));
+  }
+
+  protected override progressDetails(): ProgressDetails {
+    const progress = this.#ranged?.read.progress;
+    if (progress === undefined) return super.progressDetails();
+    return { bytesDone: String(progress.bytesDone), bytesTotal: String(progress.bytesTotal) };
+  }
+
+  protected override release(): void {
+    super.release();
+    this.#stopWaiting?.();
+    this.#endRanges()?.free();
   }
 
   protected override receivedRdma(info: ValueInfo, sink: LendableSink): void {
@@ -95,6 +118,112 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
 
   protected override receivedAssembled(info: ValueInfo): void {
     this.#done(new ReceivedValue(this.#assembled, info));
+  }
+
+  /** Reads a large value in ranges, over as many sessions as it takes, into memory for all of it. */
+  #readRanges(length: number): void {
+    checkBufferLength(length);
+    this.leaveSession();
+    const { pool, ownMemoryGate: gate } = this.core;
+    const onMemory = (memory: LendableMemory): void => this.#readInto(memory);
+    const onError = (error: unknown): void => this.fail(toClientError(error));
+    let stopOwn = nothing;
+    const mapOwn = (): void => {
+      stopOwn = mapOwnMemory({ length, gate, onMemory, onError });
+    };
+    let stopPool = nothing;
+    this.#stopWaiting = () => {
+      stopPool();
+      stopOwn();
+    };
+    if (pool === undefined) {
+      mapOwn();
+      return;
+    }
+    stopPool = pool.allocate(length, (block) => {
+      if (block !== undefined) onMemory(new PoolMemory(pool, block));
+      else this.guard(mapOwn);
+    });
+  }
+
+  #readInto(memory: LendableMemory): void {
+    this.#stopWaiting = undefined;
+    if (this.settled) {
+      memory.free();
+      return;
+    }
+    const { core, key, call, trace } = this;
+    const read = new RangedRead({
+      core,
+      key: key ?? Buffer.alloc(0),
+      call,
+      memory,
+      trace,
+      firstOperationId: this.settledOperationId(),
+      deadlineMs: () => this.deadlineMs,
+      events: {
+        onDone: (info) => void this.guardAsync(() => this.#receivedRanges(info)),
+        onAbsent: () => {
+          if (key !== undefined) core.sizes.forget(call.namespace, key);
+          this.succeed(undefined);
+        },
+        onTooLong: (longer) => {
+          if (key !== undefined) core.sizes.remember(call.namespace, key, longer);
+          this.#readAnew();
+        },
+        onFailed: (error) => {
+          // No version was promised to anybody yet: then it is the new one.
+          if (error.code === 'ERR_FABRICKV_VERSION_CHANGED') this.#readAnew();
+          else this.fail(error);
+        },
+        onProgress: (done, total) => {
+          if (done < total) this.reportProgress(done, total);
+        },
+      },
+    });
+    this.#ranged = { read, memory };
+    read.start();
+  }
+
+  #readAnew(): void {
+    this.#endRanges()?.free();
+    this.core.counters.retries += 1;
+    this.core.connection.whenOpen(this);
+  }
+
+  /** Stops what is under way; the memory is the caller's to free. */
+  #endRanges(): LendableMemory | undefined {
+    const ranged = this.#ranged;
+    this.#ranged = undefined;
+    ranged?.read.stop();
+    return ranged?.memory;
+  }
+
+  async #receivedRanges(info: ValueInfo): Promise<void> {
+    const { core } = this;
+    const memory = this.#endRanges();
+    if (memory === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a value without memory');
+    const { length } = info;
+    this.countReceived(info);
+    if (length > SYNC_BYTES_MAX && memory.canLend(length)) {
+      const lent = memory.lend(length);
+      this.#done(new ReceivedValue(lent.bytes, info, lent.release));
+      return;
+    }
+    let bytes: Buffer;
+    try {
+      if (length <= SYNC_BYTES_MAX)
+        bytes = length === 0 ? Buffer.alloc(0) : memory.mapping.readSync(memory.mappingOffset, length);
+      else {
+        bytes = allocate(length);
+        await memory.mapping.copyOut({ offset: memory.mappingOffset, target: bytes });
+      }
+    } finally {
+      memory.free();
+    }
+    core.counters.bytesCopied += length;
+    core.counters.resultsCopied += 1;
+    this.#done(new ReceivedValue(bytes, info));
   }
 
   #makeOwn(dataPlane: DataPlane, length: number, { take, refuse }: SinkTaker<LendableSink>): () => void {

@@ -19,12 +19,16 @@ import {
   type ClientSettings,
   type GetOptions,
   type KvClientOptions,
+  type PutOptions,
+  type PutStreamOptions,
   parseCallOptions,
   parseClientOptions,
 } from './options.js';
 import type { Considered } from './protocol-values.js';
 import { PutOperation } from './put.js';
+import { memoryFeed } from './put-feed.js';
 import type { PutSource } from './put-source.js';
+import { closeStream, PutStreamOperation } from './put-stream.js';
 import { type Region, UserRegion } from './region.js';
 import { acquireFabric, type FabricLease } from './shared-fabric.js';
 import {
@@ -35,7 +39,9 @@ import {
   StatOperation,
   type ValueStat,
 } from './simple-operations.js';
+import type { StreamSource } from './stream-reader.js';
 import type { KvValue, PutInfo, ValueInfo } from './value.js';
+import { GetStreamOperation, type ValueStream } from './value-stream.js';
 
 /** What can be put: bytes, text as UTF-8, a whole region, or the first `length` bytes of one. They must not change until the call settles. */
 export type PutValue = Uint8Array | string | Region | { readonly region: Region; readonly length: number };
@@ -97,7 +103,10 @@ export class KvClient implements AsyncDisposable {
     const settings = parseClientOptions(options);
     const lease = await acquireFabric({
       choice: settings.provider,
-      sourceAddress: await sourceAddressOf(settings),
+      sourceAddresses: await sourceAddressesOf(settings),
+      rails: settings.rails,
+      spinUs: settings.spinUs,
+      cpus: settings.cpus,
       environment: settings.fabricOptions,
     });
     const client = new KvClient(new Core(settings, lease.fabric), lease);
@@ -141,6 +150,21 @@ export class KvClient implements AsyncDisposable {
   }
 
   /**
+   * Reads a value of any length in constant memory, as a stream; undefined when there is none. The stream reads the version that
+   * is there now, also when it is overwritten or deleted meanwhile, and goes on after a lost connection with what is
+   * missing of it. It always checks the CRC-32C, if the value was stored with one.
+   *
+   * `timeoutMs` is the time until the promise settles; a stream has no deadline as a whole, but fails when nothing arrives
+   * for so long while something should. A consumer may be as slow as it likes.
+   *
+   * @throws as {@link get}. The stream fails with the same, and with ERR_FABRICKV_VERSION_CHANGED when the connection was lost
+   * and the version is gone; with ERR_FABRICKV_CANCELLED when `signal` is aborted
+   */
+  getStream(key: Key, options?: CallOptions): Promise<ValueStream | undefined> {
+    return this.#run(options, (call) => new GetStreamOperation(this.#core, keyBytes(key), call));
+  }
+
+  /**
    * Reads a value into the start of a region; undefined when there is none. Zero copy for values that come by RDMA. When the
    * call fails, the region may stay busy: see {@link Region.quiesced}.
    *
@@ -156,8 +180,39 @@ export class KvClient implements AsyncDisposable {
    *
    * @throws ERR_FABRICKV_CAPACITY, ERR_FABRICKV_VALUE_TOO_LARGE, ERR_FABRICKV_CHECKSUM, ERR_FABRICKV_GRANT_ENDED, ERR_FABRICKV_REGION_BUSY, and as {@link get}
    */
-  put(key: Key, value: PutValue, options?: CallOptions): Promise<PutInfo> {
-    return this.#run(options, (call) => new PutOperation(this.#core, keyBytes(key), this.#source(value), call));
+  put(key: Key, value: PutValue, options?: PutOptions): Promise<PutInfo> {
+    return this.#run(options, (call) => {
+      const bytes = keyBytes(key);
+      return new PutOperation(this.#core, bytes, memoryFeed(this.#source(value)), call);
+    });
+  }
+
+  /**
+   * Stores a value that need not be in memory, in constant memory: a `Readable`, a web `ReadableStream`, an async generator
+   * of bytes. It is read no faster than it is sent, and destroyed when the call fails. Given as a function that begins the stream, it is
+   * begun anew where the call has to be, after a lost connection; otherwise the call fails then. The call's time runs until the
+   * value is stored. Values of up to 64 KiB are collected and put as by {@link put}.
+   *
+   * @throws ERR_FABRICKV_INVALID_ARGUMENT when the source gives something else than bytes, not the `length` that was announced, or, to go
+   * inline, more than 64 MiB without one; ERR_FABRICKV_CANCELLED when it fails, with its error as the cause; and as {@link put}. All of these
+   * leave the old value untouched
+   */
+  putStream(key: Key, source: StreamSource, options: PutStreamOptions = {}): Promise<PutInfo> {
+    const { length, ...rest } = options;
+    let begun = false;
+    const stored = this.#run(rest, (call) => {
+      if (length !== undefined && !(Number.isSafeInteger(length) && length >= 0)) {
+        throw new FabricKvError(
+          'ERR_FABRICKV_INVALID_ARGUMENT',
+          `length is ${length}; it must be an integer from 0 on`,
+        );
+      }
+      const operation = new PutStreamOperation(this.#core, keyBytes(key), source, length, call);
+      begun = true;
+      return operation;
+    });
+    if (!begun) closeStream(source);
+    return stored;
   }
 
   /** Deletes a value; resolves with whether there was one. */
@@ -207,9 +262,14 @@ export class KvClient implements AsyncDisposable {
 
   /** What the client has counted. */
   counters(): ClientCounters {
-    const { counters, pool } = this.#core;
+    const { counters, pool, fabric } = this.#core;
+    let chunks = 0;
+    for (const { rails } of fabric.providers) {
+      for (const rail of rails) if (rail.state !== 'closed') chunks += rail.stats().writesPosted;
+    }
     return {
       ...counters,
+      chunks,
       lentBytes: pool?.lentBytes ?? 0,
       freeBytes: pool?.freeBytes ?? 0,
     };
@@ -254,7 +314,7 @@ export class KvClient implements AsyncDisposable {
   }
 
   /** Starts an operation; what is wrong with its arguments rejects it too. */
-  #run<T>(options: GetOptions | undefined, create: (call: CallSettings) => Operation<T>): Promise<T> {
+  #run<T>(options: (GetOptions & PutOptions) | undefined, create: (call: CallSettings) => Operation<T>): Promise<T> {
     try {
       this.#assertOpen();
       return create(parseCallOptions(options, this.#core.settings)).start();
@@ -290,17 +350,17 @@ export class KvClient implements AsyncDisposable {
   }
 }
 
-/** The local address of the data plane: as named, or that of the route to the server. */
-async function sourceAddressOf({
+/** The local addresses of the data plane: as named, or that of the route to the server. */
+async function sourceAddressesOf({
   provider,
-  fabricAddr,
+  fabricAddrs,
   server,
   serverAddr,
-}: ClientSettings): Promise<string | undefined> {
-  if (provider === 'none' || fabricAddr !== undefined) return fabricAddr;
-  if (server.kind === 'unix') return defaultSourceAddress();
+}: ClientSettings): Promise<readonly string[]> {
+  if (provider === 'none' || fabricAddrs.length > 0) return fabricAddrs;
+  if (server.kind === 'unix') return [await defaultSourceAddress()];
   try {
-    return await sourceAddressFor(server.host, server.port);
+    return [await sourceAddressFor(server.host, server.port)];
   } catch (error) {
     const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
     const why = code === 'ENOTFOUND' || code.startsWith('EAI') ? 'does not resolve' : 'cannot be reached: no route';

@@ -11,6 +11,18 @@ export const TRANSFER_RETRIES_MAX = 3;
 /** How many GETs may have memory of their own at a time. */
 export const OWN_SINKS_MAX = 8;
 
+/** Values longer than this are read in ranges, so that the loss of a session costs no more than what was on its way. */
+export const RANGED_BYTES_MIN = 64 * 1024 * 1024;
+
+/** The longest range that is asked for at a time, */
+export const RANGE_BYTES_MAX = 8 * 1024 * 1024;
+
+/** and how many of one value may be in flight, or with the consumer of a stream. */
+export const RANGES_IN_FLIGHT_MAX = 4;
+
+/** A lease under which nothing is read is renewed after this long; the server ends it after 30 s. */
+export const LEASE_RENEWAL_MS = 10_000;
+
 /** The first retry of a transfer waits about this long: a connection is back after some 20 ms. */
 const TRANSFER_BACKOFF_MS = 25;
 

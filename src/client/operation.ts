@@ -23,7 +23,19 @@ import type { SizeMemory } from './size-memory.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
 /** An operation that has not settled, whatever it will give. */
-export type PendingOperation = Pick<Operation<void>, 'describe' | 'fail'>;
+export interface PendingOperation {
+  describe(): OperationDescription;
+  fail(error: FabricKvError): void;
+}
+
+/** What a report of stalled operations says of one. */
+export interface OperationDescription {
+  readonly op: OperationKind;
+  readonly key: string | undefined;
+  readonly requestId: string;
+  readonly stage: Stage;
+  readonly stageAgeMs: number;
+}
 
 /** What operations share with their client. */
 export interface ClientCore {
@@ -45,6 +57,9 @@ export interface ClientCore {
   /** Ascending, never used twice. */
   nextOperationId(): number;
 }
+
+/** How far a transfer has come, for errors. */
+export type ProgressDetails = { readonly bytesDone?: string; readonly bytesTotal?: string };
 
 /** - `waiting`: at the gate. - `running`: it has its place, with or without a session. - `settled`: its promise is. */
 type OperationState = 'waiting' | 'running' | 'settled';
@@ -95,7 +110,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   }
 
   /** What a report of stalled operations says of this one. */
-  describe(): { op: OperationKind; key: string | undefined; requestId: string; stage: Stage; stageAgeMs: number } {
+  describe(): OperationDescription {
     return {
       op: this.kind,
       key: this.key === undefined ? undefined : this.core.trace.formatKey(this.key),
@@ -214,7 +229,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   }
 
   /** What the error of a passed deadline says of how far it came. */
-  protected progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
+  protected progressDetails(): ProgressDetails {
     return {};
   }
 
@@ -292,9 +307,14 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   /** Fulfils the operation. */
   protected succeed(value: T): void {
     if (this.settled) return;
-    this.trace.finish(`${this.kind}.done` as Stage);
+    this.finishTrace();
     this.#settle();
     this.#resolve(value);
+  }
+
+  /** The last stage of an operation that is done when its promise is fulfilled. */
+  protected finishTrace(): void {
+    this.trace.finish(`${this.kind}.done` as Stage);
   }
 
   /** Calls the caller's onProgress in a turn of its own: what it throws is no business of the operation. */

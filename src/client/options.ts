@@ -4,7 +4,7 @@
 
 import { type Logger, pino } from 'pino';
 import { z } from 'zod';
-import type { ProviderChoice } from '../fabric/index.js';
+import type { ProviderChoice, RailChoice } from '../fabric/index.js';
 import { type ControlAddress, formatControlAddress, parseControlAddress } from '../protocol/address.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { OPERATION_TIMEOUT_MS_DEFAULT, OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
@@ -17,8 +17,20 @@ export interface KvClientOptions {
   readonly clientName?: string;
   /** The data plane: `auto` (the default) takes the best there is, `none` has none, a name demands it. */
   readonly provider?: ProviderChoice;
-  /** Local address of the data plane; by default that of the route to the server. */
-  readonly fabricAddr?: string;
+  /**
+   * Local addresses of the data plane, one per rail; by default that of the route to the server. EFA has a rail per network card, and
+   * ignores them.
+   */
+  readonly fabricAddr?: string | readonly string[];
+  /**
+   * Which rails to open: `auto` (the default) all of them, a number the first so many, a list the domains or local addresses that it
+   * names. Like {@link spinUs} and {@link cpus} it holds for all clients of the process that ask for the same.
+   */
+  readonly rails?: RailChoice;
+  /** How long progress threads spin before they sleep; microseconds, or `auto` (the default), which is measured for the provider. */
+  readonly spinUs?: number | 'auto';
+  /** CPUs to bind the progress threads to: rail i to the one at i modulo their number. None by default. */
+  readonly cpus?: readonly number[];
   /** libfabric's own variables, set before it is loaded; the first client of a process decides. */
   readonly fabricOptions?: Readonly<Record<string, string>>;
   /**
@@ -57,7 +69,10 @@ export interface CallOptions {
   readonly inlineThreshold?: number;
   /** A uint32; the client's by default. */
   readonly namespace?: number;
-  /** Called as the value's bytes move, and once at the end; not for values that fit one message. */
+  /**
+   * Called as the value's bytes move, and once at the end; not for values that fit one message. Of a stream of unknown length `bytesTotal`
+   * is Infinity.
+   */
   readonly onProgress?: (bytesDone: number, bytesTotal: number) => void;
 }
 
@@ -70,6 +85,21 @@ export interface GetOptions extends CallOptions {
   readonly verify?: boolean;
 }
 
+/** Options of `put`. */
+export interface PutOptions extends CallOptions {
+  /**
+   * Compute the CRC-32C of the value, and have the server verify it before it publishes; true by default. Without it the value is
+   * stored unverified, and says so whenever it is read. What travels in one message (up to 64 KiB, inline) always has one.
+   */
+  readonly checksum?: boolean;
+}
+
+/** Options of `putStream`. */
+export interface PutStreamOptions extends PutOptions {
+  /** Of the value, if it is known; bytes. The stream must then have exactly so many. */
+  readonly length?: number;
+}
+
 /** {@link KvClientOptions}, checked and complete. */
 export interface ClientSettings {
   readonly server: ControlAddress;
@@ -77,7 +107,10 @@ export interface ClientSettings {
   readonly serverAddr: string;
   readonly clientName: string;
   readonly provider: ProviderChoice;
-  readonly fabricAddr: string | undefined;
+  readonly fabricAddrs: readonly string[];
+  readonly rails: RailChoice;
+  readonly spinUs: number | 'auto';
+  readonly cpus: readonly number[];
   readonly fabricOptions: Readonly<Record<string, string>>;
   readonly inlineThreshold: number | undefined;
   readonly timeoutMs: number;
@@ -98,6 +131,7 @@ export interface CallSettings {
   readonly namespace: number;
   readonly onProgress: ((bytesDone: number, bytesTotal: number) => void) | undefined;
   readonly verify: boolean;
+  readonly checksum: boolean;
 }
 
 const MIB = 1024 * 1024;
@@ -110,7 +144,10 @@ const optionsSchema = z.strictObject({
   serverAddr: z.string().default('127.0.0.1:50051'),
   clientName: z.string().max(256).optional(),
   provider: z.enum(['auto', 'none', 'efa', 'verbs', 'tcp']).default('auto'),
-  fabricAddr: z.string().min(1).optional(),
+  fabricAddr: z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]).optional(),
+  rails: z.union([z.literal('auto'), z.number().int().min(1), z.array(z.string().min(1)).min(1)]).default('auto'),
+  spinUs: z.union([z.literal('auto'), z.number().nonnegative()]).default('auto'),
+  cpus: z.array(z.number().int().nonnegative()).default([]),
   fabricOptions: z.record(z.string(), z.string()).default({}),
   inlineThreshold: threshold.optional(),
   timeoutMs: timeout.default(OPERATION_TIMEOUT_MS_DEFAULT),
@@ -140,14 +177,14 @@ export function parseClientOptions(options: KvClientOptions): ClientSettings {
     const problems = parsed.error.issues.map((issue) => `${issue.path.join('.') || 'options'}: ${issue.message}`);
     throw new FabricKvError('ERR_FABRICKV_SETTING', problems.join('; '), { cause: parsed.error });
   }
-  const { clientName, logger, ...rest } = parsed.data;
+  const { clientName, logger, fabricAddr = [], ...rest } = parsed.data;
   const server = parseControlAddress(rest.serverAddr);
   return {
     ...rest,
     server,
     serverAddr: formatControlAddress(server),
     clientName: clientName ?? `${process.title}-${process.pid}`,
-    fabricAddr: rest.fabricAddr,
+    fabricAddrs: typeof fabricAddr === 'string' ? [fabricAddr] : fabricAddr,
     inlineThreshold: rest.inlineThreshold,
     logger: logger ?? pino({ level: 'silent' }),
   };
@@ -161,7 +198,7 @@ export type CallDefaults = Pick<ClientSettings, 'timeoutMs' | 'inlineThreshold' 
  *
  * @throws ERR_FABRICKV_INVALID_ARGUMENT naming the option
  */
-export function parseCallOptions(options: GetOptions | undefined, defaults: CallDefaults): CallSettings {
+export function parseCallOptions(options: (GetOptions & PutOptions) | undefined, defaults: CallDefaults): CallSettings {
   if (options === undefined) {
     return {
       timeoutMs: defaults.timeoutMs,
@@ -170,9 +207,10 @@ export function parseCallOptions(options: GetOptions | undefined, defaults: Call
       namespace: defaults.namespace,
       onProgress: undefined,
       verify: false,
+      checksum: true,
     };
   }
-  const { timeoutMs, signal, inlineThreshold, namespace, onProgress, verify } = options;
+  const { timeoutMs, signal, inlineThreshold, namespace, onProgress, verify, checksum } = options;
   if (timeoutMs !== undefined && !(timeoutMs > 0 && timeoutMs <= OPERATION_TIMEOUT_MS_MAX)) {
     refuse('timeoutMs', timeoutMs, `a number of milliseconds over 0, at most ${OPERATION_TIMEOUT_MS_MAX}`);
   }
@@ -186,6 +224,7 @@ export function parseCallOptions(options: GetOptions | undefined, defaults: Call
     refuse('namespace', namespace, 'an integer from 0 to 2^32-1');
   }
   if (signal !== undefined && !(signal instanceof AbortSignal)) refuse('signal', signal, 'an AbortSignal');
+  if (checksum !== undefined && typeof checksum !== 'boolean') refuse('checksum', checksum, 'true or false');
   if (onProgress !== undefined && typeof onProgress !== 'function') refuse('onProgress', onProgress, 'a function');
   return {
     timeoutMs: timeoutMs ?? defaults.timeoutMs,
@@ -194,6 +233,7 @@ export function parseCallOptions(options: GetOptions | undefined, defaults: Call
     namespace: namespace ?? defaults.namespace,
     onProgress,
     verify: verify ?? false,
+    checksum: checksum ?? true,
   };
 }
 

@@ -1,32 +1,26 @@
 /**
- * The data of one PUT on its way into the grant: piece by piece, several at a time, each tried again when the data plane
- * fails. Bytes of the caller's go through staging in registered memory; a region is written from where it is.
+ * The data of one PUT on its way into its room on the server: piece by piece, several at a time. What the kinds of sources
+ * have in common; how pieces come about is theirs (put-transfers.ts, put-stream-transfer.ts).
  */
 
 import type { FabricError, Mapping } from '../fabric/index.js';
-import { crc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { Counters } from './counters.js';
-import type { ActiveWrite, DataPlane, WriteTarget } from './data-plane.js';
-import { isTransient, toClientError } from './fabric-errors.js';
-import { SYNC_BYTES_MAX, TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
-import { type PutSource, pieceOf } from './put-source.js';
+import type { ActiveWrite, DataPlane } from './data-plane.js';
+import { toClientError } from './fabric-errors.js';
+import type { GrantedRoom } from './granted-room.js';
 import type { Block, ReceivePool } from './receive-pool.js';
 import { StateMachine, type Transitions } from './state-machine.js';
+import type { ValueCrc } from './value-crc.js';
 
 const KIB = 1024;
-const MIB = 1024 * KIB;
+
+/** When the pool is short, a transfer makes do with staging of this size. */
+export const STAGED_PIECE_BYTES_MIN = 256 * KIB;
 
 /** Bytes of the caller's are staged in pieces of this size: the copy of one overlaps with the write of another. */
-const STAGED_PIECE_BYTES = MIB;
-const STAGED_PIECES_MAX = 4;
-
-/** Of a staged value of less than two pieces the first one is smaller, so that something overlaps. */
-const STAGED_PIECE_BYTES_MIN = 256 * KIB;
-
-/** A region is written in larger pieces: their ends only tell the server how far it may check. */
-const REGION_PIECE_BYTES = 8 * MIB;
-const REGION_PIECES_MAX = 2;
+export const STAGED_PIECE_BYTES = 1024 * KIB;
+export const STAGED_PIECES_MAX = 4;
 
 /**
  * - `running`: pieces are filled and written.
@@ -43,12 +37,15 @@ const TRANSITIONS: Transitions<TransferState> = {
 };
 
 /** A piece of the value from its staging until it has landed. */
-interface Piece {
+export interface Piece {
   readonly offset: number;
   readonly length: number;
   readonly mapping: Mapping;
   readonly mappingOffset: number;
+  /** Its staging; undefined when it is written from where it is. */
   readonly block: Block | undefined;
+  /** - `filling`. - `waiting`: for its window. - `writing`. */
+  state: 'filling' | 'waiting' | 'writing';
   write: ActiveWrite | undefined;
 }
 
@@ -58,305 +55,238 @@ export interface PutTransferEvents {
   onSubmitted(): void;
   /** Every byte before this one has landed. */
   onLanded(bytes: number): void;
-  /** All have landed, and this is their CRC-32C. */
-  onDone(crc: number): void;
+  /** All have landed, so many of them, and the CRC is complete. */
+  onDone(length: number): void;
   /** It failed. */
   onError(error: FabricKvError): void;
-  /** It is over, and nothing of it reads the source any more. Comes once, after one of the other two or a {@link PutTransfer.cancel}. */
+  /** Of a value of unknown length: it needs this much more room than it has. {@link PutTransfer.roomGranted} answers. */
+  onRoomNeeded(bytes: number): void;
+  /** It is over, and nothing of it reads the source any more. Comes once, after one of the others or a {@link PutTransfer.cancel}. */
   onQuiet(): void;
 }
 
 /** Options of {@link PutTransfer}. */
 export interface PutTransferOptions {
-  readonly source: PutSource;
-  readonly extents: readonly WriteTarget[];
+  readonly room: GrantedRoom;
+  readonly crc: ValueCrc;
   readonly dataPlane: DataPlane;
   readonly pool: ReceivePool;
   readonly counters: Counters;
   readonly events: PutTransferEvents;
 }
 
-/** Writes one value into one grant. */
-export class PutTransfer {
+/** Writes one value into its room. */
+export abstract class PutTransfer {
+  protected readonly options: PutTransferOptions;
+  /** Of the value: where the next piece begins. */
+  protected nextOffset = 0;
+  /**
+   * Something is done off the JS thread, or awaited, for a piece or the CRC: one thing at a time, because each CRC continues the last one.
+   */
+  protected busy = false;
   readonly #machine = new StateMachine<TransferState>('PUT transfer', 'running', TRANSITIONS);
-  readonly #options: PutTransferOptions;
-  readonly #piecesMax: number;
-  readonly #pieceBytes: number;
-  /** Filled and not landed, by offset. */
+  /** Filled or being filled, and not landed, by offset. */
   readonly #pieces = new Map<number, Piece>();
-  /** Those of them that failed and wait for the retry. */
-  #unwritten: Piece[] = [];
-  #retryTimer: NodeJS.Timeout | undefined;
-  #retries = 0;
-  #nextOffset = 0;
   #landedBytes = 0;
-  /** A piece is being filled, or the CRC of one computed: one at a time, because each CRC continues the last one. */
-  #filling = false;
-  #crcOffset = 0;
-  #crc = 0;
   #stopWaiting: (() => void) | undefined;
   #submitted = false;
   #quiet = false;
 
-  /** @throws ERR_FABRICKV_PROTOCOL when the grant is not as long as the value */
   constructor(options: PutTransferOptions) {
-    this.#options = options;
-    const { source, extents } = options;
-    const granted = extents.reduce((sum, { length }) => sum + length, 0);
-    if (granted !== source.length) {
-      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `a grant of ${granted} bytes for a value of ${source.length}`);
-    }
-    this.#piecesMax = source.kind === 'region' ? REGION_PIECES_MAX : STAGED_PIECES_MAX;
-    this.#pieceBytes =
-      source.kind === 'region'
-        ? REGION_PIECE_BYTES
-        : Math.min(STAGED_PIECE_BYTES, Math.max(STAGED_PIECE_BYTES_MIN, Math.ceil(source.length / 2)));
+    this.options = options;
   }
 
   /** Sets out. */
   start(): void {
-    this.#step(() => this.#pump());
+    this.step(() => this.pump());
+  }
+
+  /** There is more room. */
+  roomGranted(): void {
+    this.step(() => this.pump());
   }
 
   /** Posts nothing more; `onQuiet` follows when nothing is in flight. Does nothing when it is over. */
   cancel(): void {
-    if (this.#machine.state === 'running') this.#stop('cancelled');
+    if (this.running) this.#stop('cancelled');
   }
 
-  #pump(): void {
-    const { source } = this.#options;
-    while (
-      this.#machine.state === 'running' &&
-      !this.#filling &&
-      this.#stopWaiting === undefined &&
-      this.#nextOffset < source.length &&
-      this.#pieces.size < this.#piecesMax
-    ) {
-      const length = Math.min(this.#pieceBytes, source.length - this.#nextOffset);
-      if (source.kind === 'region') this.#fillFromRegion(source.region.mapping, length);
-      else if (!this.#fillFromBytes(source.bytes, length)) break;
-    }
-    this.#continueRegionCrc();
-    this.#finishIfLanded();
+  /** Begins all that can be begun now, and then calls {@link finishIfLanded}. Called whenever something has ended. */
+  protected abstract pump(): void;
+
+  /** Whether all pieces have been entered and the CRC is complete. */
+  protected abstract isComplete(): boolean;
+
+  /** Whatever still feeds it is to stop. */
+  protected stopped(): void {
+    // Most have nothing that feeds them.
   }
 
-  #fillFromRegion(mapping: Mapping, length: number): void {
-    const offset = this.#nextOffset;
-    this.#nextOffset += length;
-    this.#write(this.#enter({ offset, length, mapping, mappingOffset: offset, block: undefined, write: undefined }));
+  protected get running(): boolean {
+    return this.#machine.state === 'running';
   }
 
-  /** Returns false when there is no staging for now. */
-  #fillFromBytes(bytes: Uint8Array, length: number): boolean {
-    const { pool } = this.#options;
+  protected get piecesUnderWay(): number {
+    return this.#pieces.size;
+  }
+
+  protected get waitingForStaging(): boolean {
+    return this.#stopWaiting !== undefined;
+  }
+
+  /** Enters a piece, which takes its place in the value. */
+  protected enter(length: number, mapping: Mapping, mappingOffset: number, block?: Block): Piece {
+    const offset = this.nextOffset;
+    this.nextOffset += length;
+    const piece: Piece = { offset, length, mapping, mappingOffset, block, state: 'filling', write: undefined };
+    this.#pieces.set(offset, piece);
+    return piece;
+  }
+
+  /**
+   * Staging, at once or later, for a piece of at most `length` bytes.
+   *
+   * @returns false when it comes later, or when pieces of this transfer will give theirs back
+   */
+  protected stage(length: number, onBlock: (block: Block) => void): boolean {
+    const { pool } = this.options;
     const block = pool.tryAllocate(length);
     if (block !== undefined) {
-      this.#stage(bytes, block);
+      onBlock(block);
       return true;
     }
     // With pieces under way their staging comes back; only a transfer that has none must wait for others.
     if (this.#pieces.size > 0) return false;
     let came = false;
+    let isLate = false;
     const stop = pool.allocate(Math.min(length, STAGED_PIECE_BYTES_MIN), (waited) => {
       came = true;
       this.#stopWaiting = undefined;
-      this.#step(() => this.#staging(bytes, waited));
+      this.step(() => {
+        if (waited === undefined) throw noStaging();
+        onBlock(waited);
+        if (isLate && this.running) this.pump();
+      });
     });
-    if (!came) this.#stopWaiting = stop;
+    if (came) return true;
+    isLate = true;
+    this.#stopWaiting = stop;
     return false;
   }
 
-  #staging(bytes: Uint8Array, block: Block | undefined): void {
-    if (block === undefined) {
-      throw new FabricKvError(
-        'ERR_FABRICKV_RESOURCE_EXHAUSTED',
-        'no receive memory is free to stage the value: release results, or give the client more receiveMemory',
-      );
-    }
-    this.#stage(bytes, block);
-    this.#pump();
-  }
-
-  #stage(bytes: Uint8Array, block: Block): void {
-    const { counters, pool } = this.#options;
-    const { mapping } = pool;
-    const offset = this.#nextOffset;
-    const { length } = block;
-    const source = pieceOf(bytes, offset, length);
-    this.#nextOffset += length;
-    counters.bytesCopied += length;
-    const piece = this.#enter({ offset, length, mapping, mappingOffset: block.offset, block, write: undefined });
-    if (length <= SYNC_BYTES_MAX) {
-      this.#crc = crc32c(source, this.#crc);
-      mapping.writeSync(block.offset, source);
-      this.#write(piece);
+  /** Writes a piece that is filled; when its window is not there yet, as soon as it is. */
+  protected write(piece: Piece): void {
+    if (!this.running) {
+      this.leave(piece);
       return;
     }
-    this.#filling = true;
-    void this.#stepAsync(piece, async () => {
-      this.#crc = await mapping.copyIn({ offset: block.offset, source, crcSeed: this.#crc });
-      this.#filling = false;
-      this.#write(piece);
-      this.#pump();
-    });
-  }
-
-  /** Of a region the CRC is computed beside the writes, on a worker thread. */
-  #continueRegionCrc(): void {
-    const { source } = this.#options;
-    if (source.kind !== 'region' || this.#filling || this.#machine.state !== 'running') return;
-    const offset = this.#crcOffset;
-    const length = Math.min(REGION_PIECE_BYTES, source.length - offset);
-    if (length === 0) return;
-    const { mapping } = source.region;
-    this.#filling = true;
-    void this.#stepAsync(undefined, async () => {
-      this.#crc = await mapping.crc32c({ offset, length, seed: this.#crc });
-      this.#crcOffset = offset + length;
-      this.#filling = false;
-      this.#pump();
-    });
-  }
-
-  #enter(piece: Piece): Piece {
-    this.#pieces.set(piece.offset, piece);
-    return piece;
-  }
-
-  #write(piece: Piece): void {
-    if (this.#machine.state !== 'running') {
-      this.#leave(piece);
-      return;
-    }
-    const { dataPlane, extents, events } = this.#options;
-    try {
-      piece.write = dataPlane.write({
-        mapping: piece.mapping,
-        localOffset: piece.mappingOffset,
-        targets: targetsOf(extents, piece.offset, piece.length),
-        onDone: (error) => this.#written(piece, error),
+    const { dataPlane, room, events } = this.options;
+    const targets = room.part(piece.offset, piece.length);
+    const expected = targets.find(({ window }) => window.state === 'expected');
+    if (expected !== undefined) {
+      piece.state = 'waiting';
+      expected.window.whenKnown(() => {
+        if (this.#pieces.get(piece.offset) === piece) this.step(() => this.write(piece));
       });
-    } catch (error) {
-      this.#unwrittenPiece(piece, error);
       return;
     }
+    piece.write = dataPlane.write({
+      mapping: piece.mapping,
+      localOffset: piece.mappingOffset,
+      targets,
+      onDone: (error) => this.#written(piece, error),
+    });
+    piece.state = 'writing';
     if (this.#submitted) return;
     this.#submitted = true;
     events.onSubmitted();
   }
 
-  #written(piece: Piece, error: FabricError | undefined): void {
-    piece.write = undefined;
-    if (error !== undefined && this.#machine.state === 'running') {
-      this.#unwrittenPiece(piece, error);
-      return;
-    }
-    this.#leave(piece);
-    if (this.#machine.state !== 'running') return;
-    this.#step(() => {
-      const landed = Math.min(this.#nextOffset, ...this.#pieces.keys());
-      if (landed > this.#landedBytes) {
-        this.#landedBytes = landed;
-        this.#options.events.onLanded(landed);
-      }
-      this.#pump();
-    });
-  }
-
-  /** Tries the piece again after a short while, together with what fails until then: the connection died for all of them. */
-  #unwrittenPiece(piece: Piece, error: unknown): void {
-    this.#unwritten.push(piece);
-    if (!isTransient(error) || (this.#retryTimer === undefined && this.#retries >= TRANSFER_RETRIES_MAX)) {
-      this.#fail(error);
-      return;
-    }
-    if (this.#retryTimer !== undefined) return;
-    this.#retries += 1;
-    this.#options.counters.retries += 1;
-    this.#retryTimer = setTimeout(() => {
-      this.#retryTimer = undefined;
-      const pieces = this.#unwritten;
-      this.#unwritten = [];
-      for (const unwritten of pieces) this.#step(() => this.#write(unwritten));
-    }, transferBackoffMs(this.#retries));
-  }
-
-  #finishIfLanded(): void {
-    const { source, events } = this.#options;
-    if (this.#machine.state !== 'running' || this.#filling || this.#pieces.size > 0) return;
-    if (this.#nextOffset < source.length || (source.kind === 'region' && this.#crcOffset < source.length)) return;
-    this.#machine.to('done');
-    events.onDone(this.#crc);
+  /** The piece's memory is not read any more. */
+  protected leave(piece: Piece): void {
+    this.#pieces.delete(piece.offset);
+    if (piece.block !== undefined) this.options.pool.free(piece.block);
     this.#tellWhenQuiet();
   }
 
-  #fail(error: unknown): void {
-    if (this.#machine.state !== 'running') return;
+  protected finishIfLanded(): void {
+    if (!this.running || this.busy || this.#pieces.size > 0 || !this.isComplete()) return;
+    this.#machine.to('done');
+    this.options.events.onDone(this.nextOffset);
+    this.#tellWhenQuiet();
+  }
+
+  protected fail(error: unknown): void {
+    if (!this.running) return;
     this.#stop('failed');
-    this.#options.events.onError(
-      toClientError(error, { details: { bytesDone: String(this.#landedBytes), retries: String(this.#retries) } }),
-    );
+    this.options.events.onError(toClientError(error, { details: { bytesDone: String(this.#landedBytes) } }));
+  }
+
+  /** A step; what it throws ends the transfer. */
+  protected step(step: () => void): void {
+    try {
+      step();
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  /** A step off the JS thread, or one that waits. What it throws ends the transfer; afterwards it goes on. */
+  protected async stepAsync(step: () => Promise<void>): Promise<void> {
+    this.busy = true;
+    try {
+      await step();
+    } catch (error) {
+      this.fail(error);
+    }
+    this.busy = false;
+    if (this.running) this.step(() => this.pump());
+    else for (const piece of [...this.#pieces.values()]) if (piece.state === 'filling') this.leave(piece);
+    this.#tellWhenQuiet();
+  }
+
+  #written(piece: Piece, error: FabricError | FabricKvError | undefined): void {
+    piece.write = undefined;
+    this.leave(piece);
+    if (!this.running) return;
+    if (error !== undefined) {
+      this.fail(error);
+      return;
+    }
+    this.step(() => {
+      let landed = this.nextOffset;
+      for (const { offset } of this.#pieces.values()) landed = Math.min(landed, offset);
+      if (landed > this.#landedBytes) {
+        this.#landedBytes = landed;
+        this.options.events.onLanded(landed);
+      }
+      if (this.running) this.pump();
+    });
   }
 
   #stop(state: 'failed' | 'cancelled'): void {
     this.#machine.to(state);
-    clearTimeout(this.#retryTimer);
     this.#stopWaiting?.();
     this.#stopWaiting = undefined;
-    for (const piece of this.#unwritten.splice(0)) this.#leave(piece);
-    for (const piece of this.#pieces.values()) piece.write?.cancel();
-    this.#tellWhenQuiet();
-  }
-
-  /** The piece's memory is not read any more. */
-  #leave(piece: Piece): void {
-    this.#pieces.delete(piece.offset);
-    if (piece.block !== undefined) this.#options.pool.free(piece.block);
+    this.stopped();
+    for (const piece of [...this.#pieces.values()]) {
+      if (piece.state === 'writing') piece.write?.cancel();
+      // What is being filled is left by the step that fills it.
+      else if (piece.state === 'waiting' || !this.busy) this.leave(piece);
+    }
     this.#tellWhenQuiet();
   }
 
   #tellWhenQuiet(): void {
-    if (this.#quiet || this.#machine.state === 'running' || this.#pieces.size > 0 || this.#filling) return;
+    if (this.#quiet || this.running || this.#pieces.size > 0 || this.busy) return;
     this.#quiet = true;
-    this.#options.events.onQuiet();
-  }
-
-  #step(step: () => void): void {
-    try {
-      step();
-    } catch (error) {
-      this.#fail(error);
-    }
-  }
-
-  /** A step off the JS thread, for a piece or for the CRC alone. */
-  async #stepAsync(piece: Piece | undefined, step: () => Promise<void>): Promise<void> {
-    try {
-      await step();
-    } catch (error) {
-      this.#filling = false;
-      if (piece !== undefined && piece.write === undefined && this.#pieces.has(piece.offset)) this.#leave(piece);
-      this.#fail(error);
-    }
-    this.#tellWhenQuiet();
+    this.options.events.onQuiet();
   }
 }
 
-/** The parts of the extents that take `length` bytes of the value from `offset` on. */
-function targetsOf(extents: readonly WriteTarget[], offset: number, length: number): WriteTarget[] {
-  const targets: WriteTarget[] = [];
-  let start = 0;
-  for (const extent of extents) {
-    const from = Math.max(offset, start);
-    const to = Math.min(offset + length, start + extent.length);
-    if (from < to) {
-      targets.push({
-        windowId: extent.windowId,
-        windowOffset: extent.windowOffset + from - start,
-        length: to - from,
-      });
-    }
-    start += extent.length;
-  }
-  return targets;
+function noStaging(): FabricKvError {
+  return new FabricKvError(
+    'ERR_FABRICKV_RESOURCE_EXHAUSTED',
+    'no receive memory is free to stage the value: release results, or give the client more receiveMemory',
+  );
 }

@@ -1,36 +1,38 @@
 /**
- * `client.put`: one message, a stream of Data, or RDMA writes into a grant.
+ * `client.put`: one message, a stream of Data, or RDMA writes into the session window or into a grant.
  */
 
-import { crc32c } from '../fabric/index.js';
 import { FabricKvError, type MutationOutcome } from '../protocol/errors.js';
 import type { PutGrant__Output } from '../protocol/generated/fabrickv/v1/PutGrant.js';
 import type { PutResult__Output } from '../protocol/generated/fabrickv/v1/PutResult.js';
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import { DATA_BYTES_MAX } from '../protocol/limits.js';
-import { toSafeInteger, toVersion } from '../protocol/wire.js';
+import { toVersion } from '../protocol/wire.js';
+import type { DataPlane } from './data-plane.js';
 import { toClientError } from './fabric-errors.js';
+import { GrantedRoom } from './granted-room.js';
 import { TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
 import { MutationAttempts } from './mutation-attempts.js';
 import { type ClientCore, Operation, unexpectedResult } from './operation.js';
 import type { CallSettings } from './options.js';
-import { PutData } from './put-data.js';
-import { type PutSource, readPiece } from './put-source.js';
-import { PutTransfer } from './put-transfer.js';
+import type { PutFeed, Sending } from './put-feed.js';
+import type { PutTransfer } from './put-transfer.js';
 import type { Session } from './session.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 import type { PutInfo } from './value.js';
+import { ValueCrc } from './value-crc.js';
+import type { WindowSlot, WriteTarget } from './write-windows.js';
 
 /**
  * - `idle`: nothing is with the server.
  * - `opening`: PutOpen is out.
- * - `moving`: the value is on its way into the grant.
- * - `applying`: Put or PutCommit is out; from now on the value may have been published.
+ * - `moving`: the value is on its way into the grant, or into the session window, of which the server knows nothing yet.
+ * - `applying`: Put, PutCommit or PutWritten is out; from now on the value may have been published.
  */
 type PutState = 'idle' | 'opening' | 'moving' | 'applying';
 
 const TRANSITIONS: Transitions<PutState> = {
-  idle: ['opening', 'applying'],
+  idle: ['opening', 'moving', 'applying'],
   opening: ['moving', 'idle'],
   moving: ['applying', 'idle'],
   applying: ['idle'],
@@ -41,61 +43,77 @@ const PROGRESS_BYTES = 4 * 1024 * 1024;
 
 /** Writes one value. */
 export class PutOperation extends Operation<PutInfo> {
+  protected feed: PutFeed;
+  /** Of the value, as far as it has been sent. */
+  protected crc: ValueCrc;
   readonly #machine = new StateMachine<PutState>('PUT', 'idle', TRANSITIONS);
-  readonly #source: PutSource;
   readonly #attempts = new MutationAttempts();
-  readonly #whole: boolean;
-  /** The CRC of the value, once it has been sent. */
-  #crc = 0;
-  /** Whether all of the value is in a grant, so that a PutCommit publishes it; otherwise it goes in one Put. */
-  #inGrant = false;
-  #data: PutData | undefined;
+  /** Once it is known, which may be when the value has been sent. */
+  #length: number | undefined;
+  /** Where all of the value is, so that a PutCommit or PutWritten publishes it; otherwise it goes in one Put. */
+  #placed: 'grant' | 'window' | undefined;
+  /** Where in the session window this attempt writes, if it does. */
+  #slot: WindowSlot | undefined;
+  /** Whether the session window is to be tried. */
+  #triesWindow = true;
+  #room = new GrantedRoom();
+  #data: Sending | undefined;
   #transfer: PutTransfer | undefined;
   #bytesMoved = 0;
   #progressSentBytes = 0;
   #regrants = 0;
-  /** What reads a region: the operation, and each transfer until it is quiet. */
+  /** What reads the feed: the operation, and each transfer until it is quiet. */
   #holders = 1;
 
-  /** @throws ERR_FABRICKV_REGION_BUSY, ERR_FABRICKV_INVALID_ARGUMENT */
-  constructor(core: ClientCore, key: Buffer, source: PutSource, call: CallSettings) {
-    if (source.kind === 'region') source.region.hold('source');
+  /** Takes over the feed. */
+  constructor(core: ClientCore, key: Buffer, feed: PutFeed, call: CallSettings) {
     super(core, 'put', key, call);
-    this.#source = source;
-    this.trace.bytes = source.length;
-    this.#whole = source.length <= DATA_BYTES_MAX;
+    this.feed = feed;
+    this.crc = new ValueCrc(call.checksum);
+    this.trace.bytes = feed.length;
   }
 
   protected override attempt(session: Session): void {
     const refused = this.#attempts.mayApply(session);
     if (refused !== undefined) throw refused;
     const rdma = this.#wantsRdma(session);
+    const { length } = this.feed;
     if (this.#attempts.outcome === 'unknown') this.#apply(session);
-    else if (!rdma && this.#whole) this.#apply(session);
-    else this.#open(session, rdma);
+    else if (!rdma && length !== undefined && length <= DATA_BYTES_MAX) this.#apply(session);
+    else if (!rdma || !this.#writeToWindow(session)) this.#open(session, rdma);
   }
 
   protected override succeeded(result: Result__Output): void {
     const { session } = this;
     if (session === undefined) return;
-    if (result.grant && this.#machine.state === 'opening') this.#granted(session, result.grant);
-    else if (result.put && this.#machine.state === 'applying') this.#stored(result.put);
+    const { state } = this.#machine;
+    if (result.grant && state === 'opening') this.#granted(session, result.grant);
+    else if (result.grant && state === 'moving' && this.#transfer !== undefined)
+      this.#moreGranted(session, result.grant);
+    else if (result.put && state === 'applying') this.#stored(result.put);
+    // More room than the stream turned out to need; the server takes it back with the commit.
+    else if (result.grant && state === 'applying' && this.feed.length === undefined) return;
     else throw unexpectedResult('Put', result.outcome);
   }
 
   protected override failed(error: FabricKvError): void {
+    const { session } = this;
+    const wasInWindow = this.#slot !== undefined;
     const applying = this.#machine.state === 'applying';
     this.#stopMoving();
     if (applying) this.#attempts.answered(error);
-    const grantEnded = error.code === 'ERR_FABRICKV_GRANT_ENDED' && this.#attempts.outcome === 'not-applied';
-    if (grantEnded && this.session !== undefined && this.#regrants < TRANSFER_RETRIES_MAX) {
-      // The grant expired or its session ended before the commit was seen: the same PUT is opened again.
-      this.#regrants += 1;
-      this.core.counters.retries += 1;
-      this.#inGrant = false;
-      this.leaveSession();
-      this.later(transferBackoffMs(this.#regrants), () => this.core.connection.whenOpen(this));
-      return;
+    if (this.#attempts.outcome === 'not-applied') {
+      this.#placed = undefined;
+      if (!this.mayRepeat()) {
+        this.fail(error);
+        return;
+      }
+      if (error.code === 'ERR_FABRICKV_GRANT_ENDED' && session !== undefined && this.#regrants < TRANSFER_RETRIES_MAX) {
+        this.#regrants += 1;
+        this.core.counters.retries += 1;
+        this.#writeAnew(session, wasInWindow);
+        return;
+      }
     }
     this.retryOrFail(error);
   }
@@ -109,12 +127,13 @@ export class PutOperation extends Operation<PutInfo> {
   }
 
   protected override progressDetails(): { readonly bytesDone?: string; readonly bytesTotal?: string } {
-    return { bytesDone: String(this.#bytesMoved), bytesTotal: String(this.#source.length) };
+    return { bytesDone: String(this.#bytesMoved), bytesTotal: String(this.feed.length ?? 'unknown') };
   }
 
   protected override release(): void {
     const { session } = this;
-    const known = this.#machine.state !== 'idle';
+    // Of a value that is on its way into the session window the server knows nothing.
+    const known = this.#machine.state !== 'idle' && !(this.#slot !== undefined && this.#machine.state === 'moving');
     this.#stopMoving();
     if (known && session !== undefined) {
       this.core.counters.cancels += 1;
@@ -123,14 +142,47 @@ export class PutOperation extends Operation<PutInfo> {
     this.#letGo();
   }
 
+  /** Whether the value can be sent from its beginning again. */
+  protected mayRepeat(): boolean {
+    return true;
+  }
+
   #wantsRdma(session: Session): boolean {
     const threshold = this.call.inlineThreshold ?? session.greeting.putInlineThreshold;
-    return session.receiveMemory !== undefined && this.#source.length > threshold;
+    return session.receiveMemory !== undefined && (this.feed.length ?? Number.POSITIVE_INFINITY) > threshold;
+  }
+
+  /** Returns false when the value does not fit the session window. */
+  #writeToWindow(session: Session): boolean {
+    const { length, inMemory } = this.feed;
+    const slot =
+      this.#triesWindow && inMemory && length !== undefined ? session.dataPlane?.windows.allocate(length) : undefined;
+    if (slot === undefined) return false;
+    this.#slot = slot;
+    this.#machine.to('moving');
+    this.#write(session, [slot.target]);
+    return true;
+  }
+
+  /**
+   * The grant, or the session window, was taken back before the value was published: it is written anew, under the same
+   * operation id, into a grant. Where nothing but an idle window has ended, at once.
+   */
+  #writeAnew(session: Session, wasInWindow: boolean): void {
+    if (!wasInWindow) {
+      this.leaveSession();
+      this.later(transferBackoffMs(this.#regrants), () => this.core.connection.whenOpen(this));
+      return;
+    }
+    this.#triesWindow = false;
+    if (session.state === 'open') this.attempt(session);
+    else this.waitForSession();
   }
 
   #open(session: Session, rdma: boolean): void {
     this.#machine.to('opening');
     const { key, call } = this;
+    const { length } = this.feed;
     this.begin(
       session,
       {
@@ -138,8 +190,9 @@ export class PutOperation extends Operation<PutInfo> {
           key: key ?? '',
           namespace: call.namespace,
           deadlineMs: this.deadlineMs,
-          length: this.#source.length,
+          length: length ?? 0,
           path: rdma ? 'RDMA' : 'INLINE',
+          streamed: length === undefined,
         },
       },
       key?.length ?? 0,
@@ -147,23 +200,44 @@ export class PutOperation extends Operation<PutInfo> {
     this.trace.mark('put.grant.requested');
   }
 
-  /** Sends what publishes the value: the commit if it is in a grant, otherwise the value itself. */
+  /** Sends what publishes the value: the word that it is in its place, otherwise the value itself. */
   #apply(session: Session): void {
     const { key, call } = this;
     const inThisSession = this.#machine.state === 'moving';
-    if (this.#inGrant) {
-      const putCommit = { crc32c: this.#crc };
+    const target = this.#slot?.target;
+    if (this.#placed === undefined) {
+      const value = this.feed.whole();
+      // One message is never without: the CRC of so little costs less than a second message.
+      this.crc = new ValueCrc(true);
+      this.crc.add(0, value);
+      const { crc32c } = this.crc.fields;
+      const put = { key: key ?? '', namespace: call.namespace, deadlineMs: this.deadlineMs, value, crc32c };
+      this.#length = value.length;
+      this.#applying(session);
+      this.begin(session, { put }, (key?.length ?? 0) + value.length);
+      return;
+    }
+    if (inThisSession && target !== undefined) {
+      const putWritten = {
+        key: key ?? '',
+        namespace: call.namespace,
+        deadlineMs: this.deadlineMs,
+        windowId: target.window.id,
+        windowOffset: target.windowOffset,
+        length: target.length,
+        ...this.crc.fields,
+      };
+      this.#applying(session);
+      this.begin(session, { putWritten }, key?.length ?? 0);
+    } else {
+      // In a later session this asks for the result, of a PutWritten as well: its window is not there any more, and the id of
+      // another one must not be taken for it.
+      const putCommit = { ...this.crc.fields, length: this.feed.length === undefined ? (this.#length ?? 0) : 0 };
       this.#applying(session);
       if (inThisSession) session.send({ operationId: this.operationId, putCommit });
       else this.begin(session, { putCommit }, 0);
-    } else {
-      const value = readPiece(this.#source, 0, this.#source.length);
-      this.#crc = crc32c(value);
-      const put = { key: key ?? '', namespace: call.namespace, deadlineMs: this.deadlineMs, value, crc32c: this.#crc };
-      this.#applying(session);
-      this.begin(session, { put }, (key?.length ?? 0) + value.length);
     }
-    if (this.#inGrant) this.trace.mark('put.commit.sent');
+    this.trace.mark('put.commit.sent');
   }
 
   #applying(session: Session): void {
@@ -174,85 +248,119 @@ export class PutOperation extends Operation<PutInfo> {
   #granted(session: Session, grant: PutGrant__Output): void {
     this.trace.mark('put.grant.received', { extents: grant.extents.length });
     this.#machine.to('moving');
-    this.#bytesMoved = 0;
-    this.#progressSentBytes = 0;
-    if (this.#wantsRdma(session)) this.#write(session, grant);
-    else this.#sendData(session);
+    const { dataPlane } = session;
+    if (this.#wantsRdma(session) && dataPlane !== undefined) {
+      const targets = dataPlane.windows.grant(grant.extents);
+      const granted = targets.reduce((sum, { length }) => sum + length, 0);
+      const { length } = this.feed;
+      if (length !== undefined && granted !== length) {
+        dataPlane.windows.ungrant(targets);
+        throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `a grant of ${granted} bytes for a value of ${length}`);
+      }
+      this.#write(session, targets);
+    } else {
+      this.#sendData(session);
+    }
+  }
+
+  /** The answer to PutMore. */
+  #moreGranted(session: Session, grant: PutGrant__Output): void {
+    if (session.dataPlane === undefined) return;
+    this.#room.add(session.dataPlane.windows.grant(grant.extents));
+    this.#transfer?.roomGranted();
   }
 
   #sendData(session: Session): void {
-    const data = new PutData({
+    this.#bytesMoved = 0;
+    const isCurrent = (): boolean => this.#data === data;
+    const data: Sending = this.feed.sendData({
       operationId: this.operationId,
-      source: this.#source,
+      crc: this.crc,
+      // By then it is known what it belongs to.
+      send: (source) => queueMicrotask(() => session.sendData(source)),
       onPiece: (bytes) => this.#moved(bytes),
-      onEnd: (crc) => {
-        if (this.#data !== data) return;
+      onEnd: () => {
+        if (!isCurrent()) return;
         this.#data = undefined;
-        this.guard(() => this.#commit(session, crc));
+        this.guard(() => this.#commit(session));
       },
       onError: (error) => {
-        if (this.#data === data) this.fail(toClientError(error));
+        if (isCurrent()) this.fail(toClientError(error));
       },
     });
     this.#data = data;
-    session.sendData(data);
   }
 
-  #write(session: Session, grant: PutGrant__Output): void {
+  #write(session: Session, targets: readonly WriteTarget[]): void {
     const { dataPlane } = session;
     const { pool, counters } = this.core;
     if (dataPlane === undefined || pool === undefined) {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a grant without a data plane');
     }
-    const transfer = new PutTransfer({
-      source: this.#source,
-      extents: grant.extents.map(({ windowId, windowOffset, length }) => ({
-        windowId,
-        windowOffset: toSafeInteger(windowOffset, 'window_offset'),
-        length: toSafeInteger(length, 'length'),
-      })),
+    this.#bytesMoved = 0;
+    this.#progressSentBytes = 0;
+    const room = new GrantedRoom();
+    room.add(targets);
+    this.#room = room;
+    const isCurrent = (): boolean => this.#transfer === transfer;
+    const transfer: PutTransfer = this.feed.transfer({
+      room,
+      crc: this.crc,
       dataPlane,
       pool,
       counters,
       events: {
         onSubmitted: () => this.trace.mark('put.write.submitted'),
         onLanded: (bytes) => {
-          if (this.#transfer === transfer) this.#landed(session, bytes);
+          if (isCurrent()) this.#landed(session, bytes);
         },
-        onDone: (crc) => {
-          if (this.#transfer !== transfer) return;
+        onDone: (length) => {
+          if (!isCurrent()) return;
+          this.#length = length;
+          this.trace.bytes = length;
           this.trace.mark('put.write.completed');
-          this.guard(() => this.#commit(session, crc));
+          this.guard(() => this.#commit(session));
         },
         onError: (error) => {
-          if (this.#transfer === transfer) this.#transferFailed(session, error);
+          if (isCurrent()) this.#transferFailed(session, error);
         },
-        onQuiet: () => this.#letGo(),
+        onRoomNeeded: (bytes) => {
+          if (isCurrent()) session.send({ operationId: this.operationId, putMore: { length: bytes } });
+        },
+        onQuiet: () => {
+          dataPlane.windows.ungrant(room.targets);
+          this.#letGo();
+        },
       },
     });
     this.#transfer = transfer;
     this.#holders += 1;
-    void this.guardAsync(async () => {
-      try {
-        if (this.#source.kind === 'region') await this.#source.region.prepareSource(dataPlane);
-      } catch (error) {
-        // Of a transfer that was given up meanwhile: the next attempt knows nothing of it.
-        if (this.#transfer === transfer) throw error;
-      }
-      if (this.#transfer === transfer) transfer.start();
-    });
+    const preparing = this.feed.prepare(dataPlane);
+    if (preparing === undefined) transfer.start();
+    else void this.guardAsync(() => this.#startWhen(preparing, transfer, dataPlane));
+  }
+
+  async #startWhen(preparing: Promise<void>, transfer: PutTransfer, dataPlane: DataPlane): Promise<void> {
+    try {
+      await preparing;
+    } catch (error) {
+      // Of a transfer that was given up meanwhile: the next attempt knows nothing of it.
+      if (this.#transfer === transfer) throw error;
+    }
+    if (this.#transfer === transfer && dataPlane.state === 'up') transfer.start();
   }
 
   #landed(session: Session, bytes: number): void {
     this.#moved(bytes);
-    if (bytes === this.#source.length || bytes - this.#progressSentBytes < PROGRESS_BYTES) return;
+    if (this.#slot !== undefined || bytes === this.feed.length) return;
+    if (bytes - this.#progressSentBytes < PROGRESS_BYTES) return;
     this.#progressSentBytes = bytes;
     session.send({ operationId: this.operationId, putProgress: { bytesWritten: bytes } });
   }
 
   #moved(bytes: number): void {
     this.#bytesMoved = bytes;
-    this.reportProgress(bytes, this.#source.length);
+    this.reportProgress(bytes, this.feed.length ?? Number.POSITIVE_INFINITY);
   }
 
   /** The transfer has tried often enough, or its grant is gone. */
@@ -261,15 +369,31 @@ export class PutOperation extends Operation<PutInfo> {
       this.fail(error);
       return;
     }
-    session.cancel(this.operationId);
+    if (this.#slot === undefined) session.cancel(this.operationId);
     this.guard(() => this.failed(error));
   }
 
-  #commit(session: Session, crc: number): void {
+  #commit(session: Session): void {
     if (this.session !== session || this.#machine.state !== 'moving') return;
-    this.#crc = crc;
-    this.#inGrant = true;
-    this.#apply(session);
+    const slot = this.#slot;
+    if (slot === undefined) {
+      this.#placed = 'grant';
+      this.#apply(session);
+    } else {
+      slot.landed(() => this.guard(() => this.#announce(session)));
+    }
+  }
+
+  /** Tells the server of a value in the session window, which may have been revoked meanwhile: then it says so. */
+  #announce(session: Session): void {
+    if (this.session !== session || this.#machine.state !== 'moving') return;
+    if (session.state === 'open') {
+      this.#placed = 'window';
+      this.#apply(session);
+    } else {
+      this.#stopMoving();
+      this.waitForSession();
+    }
   }
 
   #stored(result: PutResult__Output): void {
@@ -277,12 +401,13 @@ export class PutOperation extends Operation<PutInfo> {
     this.finishRequest();
     this.#transfer = undefined;
     this.#machine.to('idle');
-    const { length } = this.#source;
+    const length = this.#length ?? this.feed.length ?? 0;
     const path = result.path === 'RDMA' ? 'rdma' : 'inline';
     if (path === 'rdma') core.counters.putsRdma += 1;
     else core.counters.putsInline += 1;
+    if (this.#placed === 'window') core.counters.putsInWindow += 1;
     if (key !== undefined && path === 'rdma') core.sizes.remember(call.namespace, key, length);
-    this.succeed({ version: toVersion(result.version), length, crc32c: this.#crc, path });
+    this.succeed({ version: toVersion(result.version), length, crc32c: this.crc.value, path });
   }
 
   /** Leaves the server's side of the attempt: what moves is stopped, and what is known of the outcome stays. */
@@ -291,12 +416,14 @@ export class PutOperation extends Operation<PutInfo> {
     this.#data = undefined;
     const transfer = this.#transfer;
     this.#transfer = undefined;
+    this.#slot?.giveUp();
+    this.#slot = undefined;
     transfer?.cancel();
     if (this.#machine.state !== 'idle') this.#machine.to('idle');
   }
 
   #letGo(): void {
     this.#holders -= 1;
-    if (this.#holders === 0 && this.#source.kind === 'region') this.#source.region.unhold('source');
+    if (this.#holders === 0) this.feed.release();
   }
 }

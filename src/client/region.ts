@@ -129,6 +129,11 @@ export class UserRegion implements Region {
     return memory;
   }
 
+  /** A view of a part of it, if one of the whole region has been made already: making one costs more than a small task. */
+  seenBytes(offset: number, length: number): Uint8Array | undefined {
+    return this.#buffer?.subarray(offset, offset + length);
+  }
+
   /** Makes the region usable as a source of writes in a session. */
   prepareSource(dataPlane: DataPlane): Promise<void> {
     this.#sourceOf = dataPlane;

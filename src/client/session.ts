@@ -9,6 +9,7 @@ import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
 import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
 import type { Data__Output } from '../protocol/generated/fabrickv/v1/Data.js';
+import type { RailChanged__Output } from '../protocol/generated/fabrickv/v1/RailChanged.js';
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import type { ServerMessage__Output } from '../protocol/generated/fabrickv/v1/ServerMessage.js';
 import { fromServiceError } from '../protocol/rpc-errors.js';
@@ -307,11 +308,24 @@ export class Session {
       case 'windowRevoke':
         if (message.windowRevoke) this.dataPlane?.windows.revoked(message.windowRevoke.windowId);
         break;
+      case 'railChanged':
+        if (!message.railChanged || this.dataPlane === undefined) throw outOfTurn('RailChanged');
+        void this.#onRailChanged(this.dataPlane, message.railChanged);
+        break;
       default:
         // A later release's message: never the end of a session.
         this.#logger.debug({ body: message.body }, 'Ignored a message of an unknown kind');
     }
     if (this.#greeting === undefined) throw outOfTurn(message.body ?? 'an empty message');
+  }
+
+  async #onRailChanged(dataPlane: DataPlane, changed: RailChanged__Output): Promise<void> {
+    try {
+      await dataPlane.onRailChanged(changed);
+    } catch (error) {
+      // A session that cannot write any more begins anew.
+      this.end(toFabricKvError(error));
+    }
   }
 
   #checkQuiescing(): void {

@@ -1,9 +1,9 @@
 /**
- * The fabrics of this process: one for each choice of provider, source address and options, shared by all clients that
+ * The fabrics of this process: one for each choice of provider, source addresses, rails and options, shared by all clients that
  * ask for the same.
  */
 
-import { type Fabric, openFabric, type ProviderChoice } from '../fabric/index.js';
+import { type Fabric, openFabric, type ProviderChoice, type RailChoice } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { toClientError } from './fabric-errors.js';
 import { withTimeLimit } from './time-limit.js';
@@ -11,8 +11,11 @@ import { withTimeLimit } from './time-limit.js';
 /** What a client wants of its fabric. */
 export interface FabricRequest {
   readonly choice: ProviderChoice;
-  /** Numeric local address; undefined for wherever libfabric likes. */
-  readonly sourceAddress: string | undefined;
+  /** Numeric local addresses; none for wherever libfabric likes. */
+  readonly sourceAddresses: readonly string[];
+  readonly rails: RailChoice;
+  readonly spinUs: number | 'auto';
+  readonly cpus: readonly number[];
   readonly environment: Readonly<Record<string, string>>;
 }
 
@@ -43,15 +46,12 @@ const fabrics = new Map<string, Entry>();
  *
  * @throws ERR_FABRICKV_PROVIDER_MISSING, ERR_FABRICKV_LIBFABRIC_MISSING when a provider was named and is not there
  */
-export async function acquireFabric({ choice, sourceAddress, environment }: FabricRequest): Promise<FabricLease> {
+export async function acquireFabric(request: FabricRequest): Promise<FabricLease> {
+  const { choice, sourceAddresses, rails, spinUs, cpus, environment } = request;
   const sorted = Object.entries(environment).sort(([a], [b]) => (a < b ? -1 : 1));
-  const name = JSON.stringify([choice, sourceAddress, sorted]);
+  const name = JSON.stringify([choice, sourceAddresses, rails, spinUs, cpus, sorted]);
   const entry = fabrics.get(name) ?? {
-    opening: openFabric({
-      choice,
-      sourceAddresses: sourceAddress === undefined ? [] : [sourceAddress],
-      environment,
-    }),
+    opening: openFabric(request),
     users: 0,
     onClosed: [],
   };

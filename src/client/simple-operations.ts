@@ -17,7 +17,8 @@ export interface ValueStat {
   /** Bytes. */
   readonly length: number;
   readonly version: Version;
-  readonly crc32c: number;
+  /** Undefined when the value was put without a checksum. */
+  readonly crc32c: number | undefined;
   /** When it was published, by the server's clock. */
   readonly storedAt: Date;
 }
@@ -139,7 +140,7 @@ export class StatOperation extends SimpleOperation<ValueStat | undefined> {
     return {
       length: toSafeInteger(stat.length, 'length'),
       version: toVersion(stat.version),
-      crc32c: stat.crc32c,
+      crc32c: stat.withoutCrc ? undefined : stat.crc32c,
       storedAt: new Date(toSafeInteger(stat.storedUnixMs, 'stored_unix_ms')),
     };
   }

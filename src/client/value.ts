@@ -2,6 +2,7 @@
  * What `get`, `getInto` and `put` give back.
  */
 
+import { FabricKvError } from '../protocol/errors.js';
 import type { Version } from '../protocol/wire.js';
 
 /** How a value travelled. */
@@ -12,8 +13,8 @@ export interface ValueInfo {
   /** Bytes. */
   readonly length: number;
   readonly version: Version;
-  /** Of the whole value, as the server verified it when it was put. */
-  readonly crc32c: number;
+  /** Of the whole value, as the server verified it when it was put; undefined when it was put without a checksum. */
+  readonly crc32c: number | undefined;
   readonly path: ValuePath;
 }
 
@@ -38,7 +39,7 @@ export interface KvValue extends ValueInfo, Disposable {
 export class ReceivedValue implements KvValue {
   readonly length: number;
   readonly version: Version;
-  readonly crc32c: number;
+  readonly crc32c: number | undefined;
   readonly path: ValuePath;
   readonly #release: (() => void) | undefined;
 
@@ -61,4 +62,17 @@ export class ReceivedValue implements KvValue {
   [Symbol.dispose](): void {
     this.#release?.();
   }
+}
+
+/** ERR_FABRICKV_CHECKSUM when the CRC is not what the server announced; a value that was stored without one has none to differ from. */
+export function checksumError(info: ValueInfo, actual: number): FabricKvError | undefined {
+  if (info.crc32c === undefined || actual === info.crc32c) return undefined;
+  return new FabricKvError(
+    'ERR_FABRICKV_CHECKSUM',
+    `received ${info.length} bytes (${info.path}) with CRC-32C ${hex(actual)}; the server says ${hex(info.crc32c)}`,
+  );
+}
+
+function hex(crc: number): string {
+  return `0x${crc.toString(16).padStart(8, '0')}`;
 }

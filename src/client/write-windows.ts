@@ -1,118 +1,343 @@
 /**
- * The write windows that the server has offered to one session, and which writes are in flight to each.
+ * The write windows of the server's in one session: which there are, which writes are in flight to each, and where in the
+ * session window the next value goes.
  */
 
-import { type PeerId, type Rail, type RemoteRegionId, remoteAddress, remoteKey } from '../fabric/index.js';
+import { type PeerPath, type RemoteMemory, type RemoteRegionId, remoteAddress, remoteKey } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
+import type { GrantExtent__Output } from '../protocol/generated/fabrickv/v1/GrantExtent.js';
 import type { WindowOffer__Output } from '../protocol/generated/fabrickv/v1/WindowOffer.js';
 import { toBigInt, toSafeInteger } from '../protocol/wire.js';
+import { StateMachine, type Transitions } from './state-machine.js';
 
-/** The most windows that are kept: 256 GiB of them. Past it, the oldest one that is not written to is forgotten. */
+/** The most windows that are kept: 256 GiB of them. Past it, the oldest one that nobody uses is forgotten. */
 const WINDOWS_MAX = 16_384;
 
-interface Window {
-  readonly offer: WindowOffer__Output;
-  readonly length: number;
-  /** Entered into the rail's table when it is first written to. */
-  remote: RemoteRegionId | undefined;
-  writes: number;
-  revoked: boolean;
+/** Values in a session window begin at multiples of this. */
+const ALIGNMENT_BYTES = 64;
+
+/**
+ * One value may take this part of a session window, so that it serves several: what a larger one would save is a round
+ * trip, of which its own transfer takes many times as long.
+ */
+const WINDOW_SHARE_MAX = 1 / 4;
+
+/** This much a value may take of the smallest windows too, for which {@link WINDOW_SHARE_MAX} would leave little. */
+const WINDOW_VALUE_BYTES_MIN = 1024 * 1024;
+
+/**
+ * - `expected`: a grant names it; its offer follows while the first extents are written.
+ * - `open`: it may be written to.
+ * - `ended`: the server has taken it back, or its keys are void.
+ */
+type WindowState = 'expected' | 'open' | 'ended';
+
+const TRANSITIONS: Transitions<WindowState> = {
+  expected: ['open', 'ended'],
+  open: ['ended'],
+  ended: [],
+};
+
+/** A piece of the server's arena that this session may write to. */
+export class WriteWindow implements RemoteMemory {
+  /** Writes in flight. */
+  writes = 0;
+  /** Grants of operations in flight that name it. */
+  grants = 0;
+  readonly #machine = new StateMachine<WindowState>('window', 'expected', TRANSITIONS);
+  readonly #remotes = new Map<PeerPath, RemoteRegionId>();
+  #offer: WindowOffer__Output | undefined;
+  #length = 0;
+  #waiting: (() => void)[] = [];
+
+  constructor(readonly id: number) {}
+
+  get state(): WindowState {
+    return this.#machine.state;
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  open(offer: WindowOffer__Output): void {
+    this.#offer = offer;
+    this.#length = toSafeInteger(offer.length, 'window length');
+    this.#machine.to('open');
+    this.#tellWaiting();
+  }
+
+  /** Nothing new is written to it. What is in flight goes on. */
+  end(): void {
+    if (this.state === 'ended') return;
+    this.#machine.to('ended');
+    for (const [{ rail }, remote] of this.#remotes) rail.forgetRemote(remote);
+    this.#remotes.clear();
+    this.#tellWaiting();
+  }
+
+  /** Calls back once, in a later turn of events, when it is expected no more. */
+  whenKnown(onKnown: () => void): void {
+    this.#waiting.push(onKnown);
+  }
+
+  /** @throws ERR_FABRICKV_GRANT_ENDED when it was taken back, ERR_FABRICKV_PROTOCOL when the range is not in it */
+  check(offset: number, length: number): void {
+    if (this.state !== 'open') throw grantEnded(this.id);
+    if (offset + length > this.#length) {
+      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the grant leaves window ${this.id}`);
+    }
+  }
+
+  /**
+   * Its id on a path's rail, entered into the rail's table when that path is first used. Undefined when the window has
+   * ended: so a write to it that failed is not tried again.
+   */
+  on(path: PeerPath): RemoteRegionId | undefined {
+    if (this.state !== 'open') return undefined;
+    const known = this.#remotes.get(path);
+    if (known !== undefined) return known;
+    const rails = this.#offer?.rails ?? [];
+    const key = rails[path.index % rails.length];
+    if (key === undefined) return undefined;
+    const remote = path.rail.defineRemote({
+      peer: path.peer,
+      address: remoteAddress(toBigInt(key.address)),
+      key: remoteKey(toBigInt(key.rkey)),
+      length: this.#length,
+    });
+    this.#remotes.set(path, remote);
+    return remote;
+  }
+
+  #tellWaiting(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const onKnown of waiting) onKnown();
+  }
 }
 
-/** Offered windows by id. */
-export class WriteWindows {
-  readonly #windows = new Map<number, Window>();
+/** Where a value, or a part of one, is to be written. */
+export interface WriteTarget {
+  readonly window: WriteWindow;
+  readonly windowOffset: number;
+  readonly length: number;
+}
+
+/** A session window, and how much of it is given out. */
+interface SessionWindow {
+  readonly window: WriteWindow;
+  next: number;
+  /** Values that are not announced yet, in ascending order. */
+  readonly slots: WindowSlot[];
+}
+
+/**
+ * - `writing`: it is on its way. - `landed`: it is to be announced. - `gone`: it was announced, or given up.
+ */
+type SlotState = 'writing' | 'landed' | 'gone';
+
+/** The place of one value in a session window. */
+export class WindowSlot {
+  state: SlotState = 'writing';
+  #announce: (() => void) | undefined;
 
   constructor(
-    private readonly rail: Rail,
+    readonly target: WriteTarget,
+    private readonly onChange: () => void,
+  ) {}
+
+  /**
+   * The value has landed: `announce` is called, at once or when those before it in the window have been announced or given up,
+   * unless this one is {@link giveUp | given up} before.
+   */
+  landed(announce: () => void): void {
+    if (this.state !== 'writing') return;
+    this.state = 'landed';
+    this.#announce = announce;
+    this.onChange();
+  }
+
+  /** The value will not be announced. Its room stays a gap. Idempotent. */
+  giveUp(): void {
+    if (this.state === 'gone') return;
+    this.state = 'gone';
+    this.onChange();
+  }
+
+  /** @internal */
+  announce(): void {
+    this.state = 'gone';
+    this.#announce?.();
+  }
+}
+
+/** Windows by id. */
+export class WriteWindows {
+  readonly #windows = new Map<number, WriteWindow>();
+  /** The session's own that there may be room in, oldest first. */
+  readonly #session: SessionWindow[] = [];
+  /** Those of the session's own whose values are not all announced. */
+  readonly #announcing = new Map<WriteWindow, SessionWindow>();
+
+  constructor(
+    /** Of the server. */
+    private readonly rails: number,
     private readonly send: (message: ClientMessage) => void,
   ) {}
 
   /**
    * The server offers a window.
    *
-   * @throws ERR_FABRICKV_PROTOCOL when it offers one twice, or without a key
+   * @throws ERR_FABRICKV_PROTOCOL when it offers one twice, or without a key for each of its rails
    */
   offered(offer: WindowOffer__Output): void {
-    if (this.#windows.has(offer.windowId) || offer.rails.length === 0) {
-      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `window ${offer.windowId} was offered before, or without a key`);
+    const { windowId } = offer;
+    const window = this.#windows.get(windowId) ?? this.#enter(windowId);
+    if (window.state !== 'expected' || offer.rails.length !== this.rails) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_PROTOCOL',
+        `window ${windowId} was offered before, or not with ${this.rails} keys`,
+      );
     }
-    if (this.#windows.size >= WINDOWS_MAX) this.#forgetOldest();
-    this.#windows.set(offer.windowId, {
-      offer,
-      length: toSafeInteger(offer.length, 'window length'),
-      remote: undefined,
-      writes: 0,
-      revoked: false,
-    });
+    window.open(offer);
+    if (offer.sessionWindow) this.#session.push({ window, next: 0, slots: [] });
   }
 
-  /** The server takes a window back; it is told when no write is in flight. */
+  /**
+   * The server takes a window back; it is told when no write is in flight. What is being written to the session window is announced
+   * before that: the server still takes it for a while.
+   */
   revoked(windowId: number): void {
     const window = this.#windows.get(windowId);
     if (window === undefined) {
       this.send({ operationId: 0, windowEnded: { windowId } });
       return;
     }
-    window.revoked = true;
-    this.#endIfQuiet(windowId, window);
+    this.#end(window);
+    this.#leaveIfQuiet(window);
+  }
+
+  /** Every key is void: the server's rails have changed. No answer is due for that. */
+  voidAll(): void {
+    for (const window of this.#windows.values()) this.#end(window);
+    this.#windows.clear();
   }
 
   /**
-   * The rail's name for a window that is about to be written to. Each call needs a {@link written} when the write is over.
-   *
-   * @throws ERR_FABRICKV_GRANT_ENDED when the window was taken back, ERR_FABRICKV_PROTOCOL when the range is not in any
+   * Where the extents of a grant are. Windows that are not there yet are expected. The grant needs an {@link ungrant}.
    */
-  beginWrite(peer: PeerId, windowId: number, offset: number, length: number): RemoteRegionId {
-    const window = this.#windows.get(windowId);
-    if (window === undefined || window.revoked) {
-      throw new FabricKvError('ERR_FABRICKV_GRANT_ENDED', `the server took window ${windowId} back`);
-    }
-    if (offset + length > window.length) {
-      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the grant leaves window ${windowId}`);
-    }
-    const [key] = window.offer.rails;
-    if (key === undefined) throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `window ${windowId} has no key`);
-    window.remote ??= this.rail.defineRemote({
-      peer,
-      address: remoteAddress(toBigInt(key.address)),
-      key: remoteKey(toBigInt(key.rkey)),
-      length: window.length,
+  grant(extents: readonly GrantExtent__Output[]): WriteTarget[] {
+    return extents.map(({ windowId, windowOffset, length }) => {
+      const window = this.#windows.get(windowId) ?? this.#enter(windowId);
+      window.grants += 1;
+      return {
+        window,
+        windowOffset: toSafeInteger(windowOffset, 'window_offset'),
+        length: toSafeInteger(length, 'length'),
+      };
     });
+  }
+
+  /** Nobody writes to these targets any more. */
+  ungrant(targets: readonly WriteTarget[]): void {
+    for (const { window } of targets) {
+      window.grants -= 1;
+      // What was expected and is wanted by nobody may never come.
+      if (window.state === 'expected' && window.grants === 0) this.#windows.delete(window.id);
+    }
+  }
+
+  /**
+   * Room for a value in the session window; undefined when it does not fit, or there is no window.
+   *
+   * Room is given out in ascending order of offset and never again: a PUT that is given up leaves a gap. Values that are written at
+   * the same time land in any order, but the server takes a value only behind those that it was told of in the same window, and
+   * anything else for a hostile sign. So one that lands early waits for the word of those before it, which is a matter of microseconds
+   * where they are of like size: the rails take turns.
+   */
+  allocate(length: number): WindowSlot | undefined {
+    for (const [i, session] of this.#session.entries()) {
+      const { window, next, slots } = session;
+      if (length > Math.max(window.length * WINDOW_SHARE_MAX, WINDOW_VALUE_BYTES_MIN)) continue;
+      if (next + length > window.length) continue;
+      session.next = Math.ceil((next + length) / ALIGNMENT_BYTES) * ALIGNMENT_BYTES;
+      // Those before it have no room for what is usual here, and are not looked at again.
+      if (i > 0) this.#session.splice(0, i);
+      window.grants += 1;
+      const slot = new WindowSlot({ window, windowOffset: next, length }, () => this.#announceInOrder(session));
+      slots.push(slot);
+      this.#announcing.set(window, session);
+      return slot;
+    }
+    return undefined;
+  }
+
+  /** Memory of the server's that a probe of a path may name. */
+  probeRegion(path: PeerPath): RemoteRegionId | undefined {
+    for (const window of this.#windows.values()) if (window.state === 'open') return window.on(path);
+    return undefined;
+  }
+
+  /** A write to the window begins. */
+  beginWrite(window: WriteWindow): void {
     window.writes += 1;
-    return window.remote;
   }
 
   /** A write that was begun is over. */
-  written(windowId: number): void {
-    const window = this.#windows.get(windowId);
-    if (window === undefined) return;
+  written(window: WriteWindow): void {
     window.writes -= 1;
-    if (window.revoked) this.#endIfQuiet(windowId, window);
-  }
-
-  #endIfQuiet(windowId: number, window: Window): void {
-    if (window.writes > 0) return;
-    if (window.remote !== undefined) this.rail.forgetRemote(window.remote);
-    this.#windows.delete(windowId);
-    this.send({ operationId: 0, windowEnded: { windowId } });
-  }
-
-  #forgetOldest(): void {
-    for (const [windowId, window] of this.#windows) {
-      if (window.writes > 0) continue;
-      if (window.remote !== undefined) this.rail.forgetRemote(window.remote);
-      this.#windows.delete(windowId);
-      return;
-    }
+    this.#leaveIfQuiet(window);
   }
 
   /** The session is over. */
   close(): void {
-    for (const window of this.#windows.values()) {
-      if (window.remote !== undefined) this.rail.forgetRemote(window.remote);
-    }
-    this.#windows.clear();
+    this.voidAll();
   }
+
+  #enter(windowId: number): WriteWindow {
+    if (this.#windows.size >= WINDOWS_MAX) this.#forgetOldest();
+    const window = new WriteWindow(windowId);
+    this.#windows.set(windowId, window);
+    return window;
+  }
+
+  #end(window: WriteWindow): void {
+    window.end();
+    const place = this.#session.findIndex((session) => session.window === window);
+    if (place >= 0) this.#session.splice(place, 1);
+  }
+
+  #leaveIfQuiet(window: WriteWindow): void {
+    if (window.state !== 'ended' || window.writes > 0 || this.#announcing.has(window)) return;
+    if (this.#windows.get(window.id) !== window) return;
+    this.#windows.delete(window.id);
+    this.send({ operationId: 0, windowEnded: { windowId: window.id } });
+  }
+
+  #announceInOrder(session: SessionWindow): void {
+    const { window, slots } = session;
+    for (let first = slots[0]; first !== undefined && first.state !== 'writing'; first = slots[0]) {
+      slots.shift();
+      if (first.state === 'landed') first.announce();
+    }
+    if (slots.length > 0 || !this.#announcing.delete(window)) return;
+    this.#leaveIfQuiet(window);
+  }
+
+  #forgetOldest(): void {
+    for (const window of this.#windows.values()) {
+      if (window.writes > 0 || window.grants > 0) continue;
+      this.#end(window);
+      this.#windows.delete(window.id);
+      return;
+    }
+    throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server has granted parts of ${WINDOWS_MAX} windows`);
+  }
+}
+
+/** The error of an operation whose window was taken back. */
+export function grantEnded(windowId: number): FabricKvError {
+  return new FabricKvError('ERR_FABRICKV_GRANT_ENDED', `the server took window ${windowId} back`);
 }

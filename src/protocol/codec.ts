@@ -38,7 +38,7 @@ interface FrameShape {
 }
 
 const CLIENT_SHAPE: FrameShape = {
-  // Hello.providers, Region.rails, RailChanged.address, Get.sink, Put.options, PutCommit.options.
+  // Hello.providers, Region.rails, RailChanged.address, Get.sink, Put.options, PutCommit.options, PutWritten.options.
   nested: new Map([
     [2, 6],
     [5, 3],
@@ -46,6 +46,7 @@ const CLIENT_SHAPE: FrameShape = {
     [10, 5],
     [11, 6],
     [14, 2],
+    [24, 9],
   ]),
   // Hello, RailChanged.
   handshake: new Set([2, 8]),

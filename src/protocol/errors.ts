@@ -98,6 +98,12 @@ export const ERRORS = {
     grpc: status.ABORTED,
     retryable: true,
   },
+  ERR_FABRICKV_VERSION_CHANGED: {
+    summary: 'The value was replaced or deleted while it was read in parts, and its lease had ended with the session.',
+    remedy: 'Start reading the value again.',
+    grpc: status.ABORTED,
+    retryable: true,
+  },
   ERR_FABRICKV_DATA_PLANE: {
     summary: 'An RDMA write failed or did not complete: the data plane is broken, the control plane works.',
     remedy:

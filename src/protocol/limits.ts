@@ -65,3 +65,9 @@ export const KEEPALIVE_TIME_MS = 20_000;
 
 /** and the connection is lost when no answer has come after this long. */
 export const KEEPALIVE_TIMEOUT_MS = 20_000;
+
+/** A lease that no range has been read under for this long ends. */
+export const LEASE_IDLE_MS = 30_000;
+
+/** Leases that one session may have. */
+export const LEASES_PER_SESSION_MAX = 256;

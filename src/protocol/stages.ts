@@ -110,6 +110,8 @@ export class OperationTrace {
   stageSinceMs: number;
   /** Bytes of the value, once known. */
   bytes: number | undefined;
+  /** It reads one of many ranges of a value: its last stage is no news by itself, and logged at debug. */
+  isRange = false;
   readonly startedAtMs: number;
 
   constructor(
@@ -136,7 +138,7 @@ export class OperationTrace {
   finish(stage: Stage, fields: StageFields = {}): void {
     this.stage = stage;
     this.stageSinceMs = performance.now();
-    this.log((this.bytes ?? 0) >= LARGE_BYTES ? 'info' : 'debug', fields);
+    this.log((this.bytes ?? 0) >= LARGE_BYTES && !this.isRange ? 'info' : 'debug', fields);
   }
 
   /** The operation has failed at its current stage, which the error keeps. */

@@ -17,9 +17,18 @@ export class ServerCounters {
   bytesWrittenRdma = 0;
   failures = 0;
   sessionsOpened = 0;
+  /** Requests for a part of a value. */
+  rangesRead = 0;
+  leasesOpened = 0;
+  leasesExpired = 0;
+  leasesDisplaced = 0;
+  transfers = 0;
   transferRetries = 0;
-  peersRecycled = 0;
   windowsOpened = 0;
   windowsOpen = 0;
+  /** Rules of write windows that clients broke. */
+  hostileSigns = 0;
+  putsIntoSessionWindows = 0;
+  railsReplaced = 0;
   replayedResults = 0;
 }

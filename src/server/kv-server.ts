@@ -11,7 +11,7 @@ import { type ConnectionInjector, Server, ServerCredentials, type UntypedService
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import type { Logger } from 'pino';
-import { defaultSourceAddress } from '../fabric/index.js';
+import { defaultSourceAddress, type RailTuning } from '../fabric/index.js';
 import {
   type ControlAddress,
   formatControlAddress,
@@ -34,6 +34,7 @@ import { HEALTH_SERVICE_NAME, methodOf, packageDefinition } from '../protocol/pr
 import { formatSize } from '../protocol/units.js';
 import { ServerCounters } from './counters.js';
 import { ServerDataPlane } from './data-plane.js';
+import { EventLoopWatch } from './event-loop-delay.js';
 import { type Listener, listen } from './listener.js';
 import { MutationHistory } from './mutation-history.js';
 import type { KvServerOptions, ServerSettings } from './options.js';
@@ -77,6 +78,11 @@ export class KvServer {
       memoryBytes: options.memoryBytes,
       choice: options.provider,
       sourceAddresses: fabricAddrs,
+      rails: options.rails,
+      cpus: options.progressCpus,
+      numaNode: options.numaNode,
+      maxQuarantineBytes: options.maxQuarantineBytes,
+      tuning: tuningOf(options),
       environment: options.fabricOptions ?? {},
       counters,
       logger,
@@ -135,6 +141,7 @@ export class KvServer {
     injector.destroy();
     grpc.forceShutdown();
     await context.dataPlane.close();
+    context.eventLoop.stop();
     context.logger.info('Stopped');
   }
 }
@@ -156,12 +163,15 @@ function serve(
   options: KvServerOptions,
 ): Serving {
   const { logger } = options;
+  const arena = new Arena(dataPlane.memory, EXTENT_BYTES_MAX);
+  dataPlane.attach(arena);
   const context: ServerContext = {
     settings: settingsOf(options),
-    store: new Store(new Arena(dataPlane.memory, EXTENT_BYTES_MAX)),
+    store: new Store(arena),
     dataPlane,
     history: new MutationHistory(),
     counters,
+    eventLoop: new EventLoopWatch(),
     logger,
     formatKey: options.redactKeys === true ? redactKey : displayKey,
     serverEpoch: randomBytes(8).readBigUInt64LE() | 1n,
@@ -216,6 +226,13 @@ function settingsOf(options: KvServerOptions): ServerSettings {
     maxInFlight: options.maxInFlight ?? 1024,
     maxWaiting: options.maxWaiting ?? 4096,
     drainMs: options.drainMs ?? 10_000,
+  };
+}
+
+function tuningOf({ spinUs, forceQuiescence }: KvServerOptions): RailTuning {
+  return {
+    ...(spinUs === undefined ? {} : { spinUs }),
+    ...(forceQuiescence === undefined ? {} : { forceQuiescence }),
   };
 }
 
@@ -286,6 +303,15 @@ function logStart(
       },
       best === undefined ? 'No data plane: all values travel inline' : 'Provider chosen',
     );
+    if (typeof options.rails === 'number' && best !== undefined && best.rails.length < options.rails) {
+      logger.warn(
+        { asked: options.rails, rails: best.rails.length, provider: best.name },
+        best.name === 'tcp'
+          ? 'Fewer rails than --rails asks for: tcp has one for each --fabric-addr'
+          : 'Fewer rails than --rails asks for: there are no more NICs',
+      );
+    }
+    for (const remark of best?.rails[0]?.info.efa?.remarks ?? []) logger.warn({ provider: best?.name }, remark);
   }
   if (host !== undefined && !isLoopback(host)) {
     logger.warn('Listening beyond loopback without authentication: whoever reaches this address can read and write');
@@ -297,6 +323,9 @@ function logStart(
       fabricAddrs: best === undefined ? [] : fabricAddrs,
       fabricAddress: best?.rails.map((rail) => rail.info.addressText),
       provider: best?.name,
+      rails: fabric.providers.flatMap(({ name, rails }) =>
+        rails.map(({ info }) => ({ provider: name, domain: info.domain, address: info.addressText })),
+      ),
       memory: formatSize(options.memoryBytes),
     },
     'Listening',

@@ -8,6 +8,7 @@ import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
 import { toBigInt } from '../protocol/wire.js';
 import type { ServerContext } from './server-context.js';
 import type { Extent } from './store/arena.js';
+import type { Range } from './store/extent-allocator.js';
 
 /** @throws ERR_FABRICKV_VALUE_TOO_LARGE, ERR_FABRICKV_CAPACITY when the value cannot fit whatever is deleted */
 export function checkLength(context: ServerContext, length: number): void {
@@ -22,34 +23,58 @@ export function checkLength(context: ServerContext, length: number): void {
 }
 
 /**
- * Takes extents for a value. When there is room only in quarantine, it is first proved that the memory is safe.
+ * Takes extents for a value. When there is room only in quarantine and in windows, those are closed that nobody uses, and it
+ * is first proved that the memory is safe.
  *
- * @param stillWanted asked after that wait
+ * @param stillWanted asked after that wait; nothing is taken when it says no
  * @throws ERR_FABRICKV_CAPACITY
  */
-export async function allocateExtents(
+export function allocateExtents(
   context: ServerContext,
   length: number,
   stillWanted: () => boolean,
 ): Promise<readonly Extent[]> {
-  const extents = context.store.arena.allocate(length);
-  if (extents !== undefined) return extents;
-  const { freeBytes, quarantinedBytes } = context.store.arena.usage;
-  // A proof disturbs the transfers of honest peers: not for what would not fit then either.
-  if (quarantinedBytes > 0 && freeBytes + quarantinedBytes >= length) {
-    await context.dataPlane.reclaim();
-    const reclaimed = stillWanted() ? context.store.arena.allocate(length) : [];
-    if (reclaimed !== undefined) return reclaimed;
+  return take(context, length, stillWanted, () => context.store.arena.allocate(length));
+}
+
+/** The same for windows: see {@link Arena.reserve}. @throws ERR_FABRICKV_CAPACITY */
+export function reserveRanges(
+  context: ServerContext,
+  length: number,
+  stillWanted: () => boolean,
+): Promise<readonly Range[]> {
+  return take(context, length, stillWanted, () => context.store.arena.reserve(length));
+}
+
+async function take<Piece>(
+  context: ServerContext,
+  length: number,
+  stillWanted: () => boolean,
+  attempt: () => readonly Piece[] | undefined,
+): Promise<readonly Piece[]> {
+  const { arena } = context.store;
+  let taken = attempt();
+  // What is on its way back already is waited for before anybody's windows are taken.
+  for (const { yieldWindows } of [{ yieldWindows: false }, { yieldWindows: true }]) {
+    if (taken !== undefined) return taken;
+    const { freeBytes, reservedBytes } = arena.usage;
+    const { open, proving } = arena.quarantinedBy();
+    const reachable = freeBytes + proving + (yieldWindows ? open + reservedBytes : 0);
+    if (reachable < length) continue;
+    await context.dataPlane.reclaim(yieldWindows);
+    if (!stillWanted()) return [];
+    taken = attempt();
   }
+  if (taken !== undefined) return taken;
   throw outOfMemory(context, length);
 }
 
 /** The arena is full: how full, and of what. */
 export function outOfMemory(context: ServerContext, length: number): FabricKvError {
-  const { freeBytes, totalBytes, quarantinedBytes } = context.store.arena.usage;
+  const { freeBytes, totalBytes, quarantinedBytes, reservedBytes } = context.store.arena.usage;
   return new FabricKvError(
     'ERR_FABRICKV_CAPACITY',
-    `no room for ${length} bytes: ${freeBytes} of the arena's ${totalBytes} are free, ${quarantinedBytes} quarantined`,
+    `no room for ${length} bytes: ${freeBytes} of the arena's ${totalBytes} are free, ${quarantinedBytes} quarantined, ${reservedBytes} in windows`,
     {
       outcome: 'not-applied',
       // More than there is at all never fits, however often it is tried.

@@ -6,9 +6,11 @@ import type { FabricKvError } from '../protocol/errors.js';
 import type { DataSource } from '../protocol/frame-writer.js';
 import type { ServerMessage } from '../protocol/generated/fabrickv/v1/ServerMessage.js';
 import type { OperationKind, OperationTrace, Stage } from '../protocol/stages.js';
+import type { LeaseTable } from './leases.js';
 import type { OperationGate } from './operation-gate.js';
 import type { Peer, PeerRegion } from './peers.js';
 import type { ServerContext } from './server-context.js';
+import type { SessionWindows } from './session-windows.js';
 
 /** Why an operation is stopped before it is done. */
 export type StopCause =
@@ -31,18 +33,20 @@ export interface OperationHost {
   readonly clientId: bigint;
   /** The data plane of this session, unless it is inline-only. */
   readonly peer: Peer | undefined;
+  /** Its write windows; undefined when it is inline-only. */
+  readonly windows: SessionWindows | undefined;
   region(regionId: number): PeerRegion | undefined;
   trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace;
   send(operationId: number, message: Omit<ServerMessage, 'operationId'>, sizeBytes?: number): void;
   sendData(source: DataSource<ServerMessage>): void;
   fail(operationId: number, error: FabricKvError, sinkBusy?: boolean): void;
-  nextWindowId(): number;
   /** The operation is over: forget it. */
   finished(operationId: number): void;
 }
 
 /** What the handling of a session's messages needs of it, beside what its operations need. */
 export interface OperationTable extends OperationHost {
+  readonly leases: LeaseTable;
   /** An operation in flight. */
   operation(operationId: number): ActiveOperation | undefined;
   /** An operation goes on beyond this turn. */

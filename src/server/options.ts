@@ -3,7 +3,7 @@
  */
 
 import type { Logger } from 'pino';
-import type { ProviderChoice } from '../fabric/index.js';
+import type { ProviderChoice, RailChoice } from '../fabric/index.js';
 
 /** Options of {@link KvServer.start}. */
 export interface KvServerOptions {
@@ -16,6 +16,21 @@ export interface KvServerOptions {
   /** Size of the arena, in bytes. */
   readonly memoryBytes: number;
   readonly provider: ProviderChoice;
+  /** NICs of the data plane: all, the first so many, or domain names and numeric addresses; `auto` by default. */
+  readonly rails?: RailChoice | undefined;
+  /** Microseconds for which a progress thread spins before it sleeps; `auto` by default. */
+  readonly spinUs?: number | 'auto' | undefined;
+  /** CPUs that the progress threads are bound to, one each, in turn; none by default. */
+  readonly progressCpus?: readonly number[] | undefined;
+  /** The NUMA node that the arena's memory is to be on. */
+  readonly numaNode?: number | undefined;
+  /**
+   * Freed memory, in bytes, that may wait for the proof that no write can land in it, before rails that cannot give it
+   * are opened anew; a quarter of the arena by default.
+   */
+  readonly maxQuarantineBytes?: number | undefined;
+  /** For tests: rails behave as where only closing the endpoint proves anything. */
+  readonly forceQuiescence?: 'close-endpoint' | undefined;
   /** libfabric's own variables, set before it loads. */
   readonly fabricOptions?: Readonly<Record<string, string>> | undefined;
   /** Values up to it travel inline, Infinity for all; by default 16 KiB for GET and 32 KiB for PUT. */

@@ -1,34 +1,63 @@
 /**
- * The peers of a rail: one for each fabric address, however many sessions its process has. A peer can be recycled:
- * removed from the address vector, which ends its connection and everything in flight on it, and inserted again. That
- * is what proves that no write of it to a closed window can still land (docs/architecture.md, quiescence).
+ * The clients as the server's rails see them: one peer for each set of fabric addresses, however many sessions its
+ * process has, with a path from every rail of the server's.
  */
 
 import type { Logger } from 'pino';
 import {
   FabricError,
   type PeerId,
+  PeerPath,
+  PeerPaths,
   type Rail,
   type RemoteAddress,
   type RemoteKey,
+  type RemoteMemory,
   type RemoteRegionId,
-  type TransferId,
+  StripedWrite,
 } from '../fabric/index.js';
-import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
-import type { ServerCounters } from './counters.js';
+import { toFabricKvError } from '../protocol/errors.js';
+import type { ServerRail } from './server-rail.js';
 
-/** Memory of a peer that we may write into. It keeps its meaning when the peer is recycled. */
-export class PeerRegion {
-  /** The rail's own name for it; changes when the peer is recycled, undefined while it is away. */
-  id: RemoteRegionId | undefined;
+/** A cancelled write that has not come back after this long is flushed by ending the connections to its peer. */
+const CANCEL_GRACE_MS = 250;
+
+/** Where a client's region begins and what opens it, on one of the client's rails. */
+export interface RegionKey {
+  readonly address: RemoteAddress;
+  readonly key: RemoteKey;
+}
+
+/**
+ * An address of the client in the vector of one of our rails. We write through the one that {@link path} is set for; the
+ * others, of a client with more rails than we have, are connected all the same: the client writes to us from there, and
+ * a connection that we did not make is ended by the next proof.
+ */
+interface PeerLink {
+  readonly serverRail: ServerRail;
+  /** The endpoint that was there when the address was inserted: the id means something on that one only. */
+  readonly rail: Rail;
+  readonly id: PeerId;
+  readonly clientRail: number;
+  readonly path: PeerPath | undefined;
+}
+
+/** Memory of a peer that we may write into. */
+export class PeerRegion implements RemoteMemory {
+  private readonly byLink = new Map<PeerLink, RemoteRegionId>();
+  private readonly byPath = new Map<PeerPath, RemoteRegionId>();
   private writes = 0;
   private readonly unusedCallbacks: (() => void)[] = [];
 
   constructor(
-    readonly address: RemoteAddress,
-    readonly key: RemoteKey,
+    /** One for each rail of the client's. */
+    readonly keys: readonly RegionKey[],
     readonly length: number,
   ) {}
+
+  on(path: PeerPath): RemoteRegionId | undefined {
+    return this.byPath.get(path);
+  }
 
   /** A write to it begins. */
   use(): void {
@@ -45,9 +74,37 @@ export class PeerRegion {
   unused(): Promise<void> {
     return this.writes === 0 ? Promise.resolve() : new Promise((resolve) => this.unusedCallbacks.push(resolve));
   }
+
+  /** The rail's name for it on one link, for a ping. */
+  onLink(link: PeerLink): RemoteRegionId | undefined {
+    return this.byLink.get(link);
+  }
+
+  /** Enters it into the table of a link's rail. @throws FabricError when that is full, or closed */
+  define(link: PeerLink): void {
+    const at = this.keys[link.clientRail];
+    if (at === undefined) return;
+    const id = link.rail.defineRemote({
+      peer: link.id,
+      address: at.address,
+      key: at.key,
+      length: this.length,
+    });
+    this.byLink.set(link, id);
+    if (link.path !== undefined) this.byPath.set(link.path, id);
+  }
+
+  /** Strikes it off the table of a link's rail. */
+  forget(link: PeerLink): void {
+    const id = this.byLink.get(link);
+    if (id === undefined) return;
+    link.rail.forgetRemote(id);
+    this.byLink.delete(link);
+    if (link.path !== undefined) this.byPath.delete(link.path);
+  }
 }
 
-/** A piece of a write: from the arena to a region of a peer. */
+/** A piece of a write: from the arena to a region of a peer. Offsets and lengths in bytes. */
 export interface PeerWriteSegment {
   readonly localOffset: number;
   readonly region: PeerRegion;
@@ -55,234 +112,242 @@ export interface PeerWriteSegment {
   readonly length: number;
 }
 
-/** What waits for the proof that a peer's earlier writes cannot land any more. */
-export interface ProofWaiter {
-  prove(): void;
-  /** Whether memory is being held for it. */
-  readonly wanted: boolean;
+/** Arguments of {@link Peer.beginWrite}. */
+export interface PeerWriteOptions {
+  readonly segments: readonly PeerWriteSegment[];
+  /**
+   * Called exactly once, never before {@link Peer.beginWrite} has returned: without an error when every byte is visible at
+   * the peer, else with the error that ended it (`CANCELLED` after {@link PeerWrite.cancel}). Nothing of it is in flight
+   * then. What fails on one rail goes on by itself, on another one or after a new connection.
+   */
+  readonly onDone: (error?: FabricError) => void;
+  /** A part of it failed and goes on. */
+  readonly onRetry?: (error: FabricError) => void;
 }
 
-/** Transfers are given this long to end by themselves before their peer is recycled. */
-const RECYCLE_GRACE_MS = 200;
+/** A write in flight. */
+export interface PeerWrite {
+  /** Bytes that have landed. */
+  readonly landedBytes: number;
+  /** Posts nothing more; `onDone` follows when nothing is in flight, whatever the peer does. Idempotent. */
+  cancel(): void;
+}
 
-/**
- * `recycling` ends in `present`; in `away` when the address could not be inserted again, which the next recycling tries
- * once more; or in `lost` when it could not be taken out, after which nothing of this peer is ever proved. `gone`: its
- * last session has ended.
- */
-type PeerState = 'present' | 'recycling' | 'away' | 'lost' | 'gone';
+/** `present` → `leaving`, its last session has ended → `gone` from every address vector. */
+type PeerState = 'present' | 'leaving' | 'gone';
 
 const TRANSITIONS: Readonly<Record<PeerState, readonly PeerState[]>> = {
-  present: ['recycling', 'gone'],
-  recycling: ['present', 'away', 'lost'],
-  away: ['recycling', 'gone'],
-  lost: ['gone'],
+  present: ['leaving'],
+  leaving: ['gone'],
   gone: [],
 };
 
-/** One fabric address. */
+/** One client process. */
 export class Peer {
   private state: PeerState = 'present';
-  /** Recyclings and the removal, one after the other; never rejects. */
-  private work: Promise<void> = Promise.resolve();
-  /** A recycling that is asked for and has not begun; whoever asks now joins it. */
-  private nextRecycling: Promise<void> | undefined;
+  private readonly links: PeerLink[] = [];
+  private readonly paths: PeerPaths;
+  /** The place of each rail's path among the paths; a rail that was down at first has none before it is back. */
+  private readonly pathIndexes = new Map<ServerRail, number>();
   private readonly regions = new Set<PeerRegion>();
-  private readonly sealed = new Set<ProofWaiter>();
-  private readonly closings = new Set<Promise<void>>();
-  private readonly idleCallbacks: (() => void)[] = [];
-  private readonly closedCallbacks: (() => void)[] = [];
-  /** Windows that are registered, or are about to be, or are not closed yet. */
-  private windows = 0;
-  private transfers = 0;
+  /** Moves and the removal, one after the other; never rejects. */
+  private work: Promise<void> = Promise.resolve();
+  private connected = false;
   /** Sessions that use it. */
   references = 0;
-  lastUsedMs = performance.now();
 
-  constructor(
-    readonly rail: Rail,
-    readonly address: Buffer,
-    private id: PeerId,
+  private constructor(
+    readonly name: string,
+    /** Of the client's rails. */
+    readonly addresses: readonly Buffer[],
     private readonly mappingId: number,
-    private readonly counters: ServerCounters,
     private readonly logger: Logger,
-  ) {}
-
-  /** Whether a write can be posted now. */
-  get present(): boolean {
-    return this.state === 'present';
+  ) {
+    this.paths = new PeerPaths({
+      probeRegion: (path) => {
+        for (const region of this.regions) return region.on(path);
+        return undefined;
+      },
+      onChange: (path, reason) => {
+        const fields = { err: reason, rail: path.index, provider: path.rail.info.provider };
+        if (reason === undefined) logger.info(fields, 'A path to a client is back');
+        else logger.warn(fields, 'A path to a client has failed; its traffic goes over the others');
+      },
+    });
   }
 
-  /** Windows that are closed, without the proof yet that the peer's writes to them have ended. */
-  get sealedWindows(): number {
-    return this.sealed.size;
+  /** Inserts a client's addresses into the rails' vectors. @throws FabricError when one is not accepted */
+  static async insert(
+    name: string,
+    addresses: readonly Buffer[],
+    rails: readonly ServerRail[],
+    mappingId: number,
+    logger: Logger,
+  ): Promise<Peer> {
+    const peer = new Peer(name, addresses, mappingId, logger);
+    try {
+      for (const serverRail of rails) await peer.insertOn(serverRail);
+    } catch (error) {
+      await peer.remove();
+      throw error;
+    }
+    return peer;
   }
 
-  /** Whether memory is held until it is proved that this peer cannot write to it. */
-  get proofWanted(): boolean {
-    for (const waiter of this.sealed) if (waiter.wanted) return true;
-    return false;
+  /** How many rails the client has. */
+  get railCount(): number {
+    return this.addresses.length;
   }
 
-  /** Waits for a recycling that is under way; says whether a write can be posted then. */
-  async settled(): Promise<boolean> {
-    if (this.state === 'away') await this.recycle();
-    while (this.state === 'recycling') await this.work;
-    return this.present;
-  }
-
-  /** Introduces memory of the peer. @throws FabricError when the rail's table of regions is full. */
-  addRegion(address: RemoteAddress, key: RemoteKey, length: number): PeerRegion {
-    const region = new PeerRegion(address, key, length);
-    if (this.state === 'present') region.id = this.rail.defineRemote({ peer: this.id, address, key, length });
+  /** Introduces memory of the peer. @throws FabricError when a rail's table of regions is full */
+  addRegion(keys: readonly RegionKey[], length: number): PeerRegion {
+    const region = new PeerRegion(keys, length);
     this.regions.add(region);
+    try {
+      for (const link of this.links) if (link.rail.state === 'open') region.define(link);
+    } catch (error) {
+      this.removeRegion(region);
+      throw error;
+    }
+    // From now on the peer can be reached: its first GET need not wait for the connection, and what it writes to us comes
+    // over a connection that we know.
+    if (!this.connected) this.connect(region);
     return region;
   }
 
   removeRegion(region: PeerRegion): void {
     if (!this.regions.delete(region)) return;
-    this.forget(region);
+    for (const link of this.links) region.forget(link);
   }
 
-  /**
-   * Posts a write from the arena. The peer must be {@link present}.
-   *
-   * @throws FabricError when it cannot be posted; ERR_FABRICKV_INVALID_ARGUMENT when the region has ended
-   */
-  write(segments: readonly PeerWriteSegment[], onDone: (error?: FabricError) => void): TransferId {
-    const posted = segments.map(({ localOffset, region, remoteOffset, length }) => {
-      if (region.id === undefined) throw this.withoutId(region);
-      return { mappingId: this.mappingId, localOffset, remoteRegionId: region.id, remoteOffset, length };
-    });
-    const id = this.rail.write({
-      peer: this.id,
-      segments: posted,
+  /** Writes from the arena into regions of the peer, over all paths to it. */
+  beginWrite({ segments, onDone, onRetry }: PeerWriteOptions): PeerWrite {
+    let graceTimer: NodeJS.Timeout | undefined;
+    const write = new StripedWrite({
+      paths: this.paths,
+      segments: segments.map(({ localOffset, region, remoteOffset, length }) => ({
+        mappingId: this.mappingId,
+        localOffset,
+        remote: region,
+        remoteOffset,
+        length,
+      })),
       onDone: (error) => {
-        this.transfers -= 1;
-        this.lastUsedMs = performance.now();
+        clearTimeout(graceTimer);
         for (const { region } of segments) region.unuse();
-        if (this.transfers === 0) for (const callback of this.idleCallbacks.splice(0)) callback();
         onDone(error);
       },
+      ...(onRetry === undefined ? {} : { onRetry }),
     });
-    this.transfers += 1;
     for (const { region } of segments) region.use();
-    return id;
+    write.start();
+    return {
+      get landedBytes() {
+        return write.landedBytes;
+      },
+      cancel: () => {
+        write.cancel();
+        graceTimer ??= setTimeout(() => this.disconnect(), CANCEL_GRACE_MS);
+      },
+    };
   }
 
-  /** A window is about to be registered for this peer: it is not removed for good before {@link windowClosed}. */
-  windowOpened(): void {
-    this.windows += 1;
-  }
-
-  /** A window is not registered any more, or never was. */
-  windowClosed(): void {
-    this.windows -= 1;
-    if (this.windows === 0) for (const callback of this.closedCallbacks.splice(0)) callback();
-  }
-
-  /** A window is being closed: whoever wants its memory waits for that. */
-  windowClosing(closing: Promise<void>): void {
-    this.closings.add(closing);
-    void closing.then(() => this.closings.delete(closing));
-  }
-
-  /** From now on a {@link recycle} proves this. */
-  awaitProof(waiter: ProofWaiter): void {
-    this.lastUsedMs = performance.now();
-    this.sealed.add(waiter);
-  }
-
-  /**
-   * Ends the connection to the peer with everything in flight on it, and makes a new start. Honest transfers in flight
-   * are waited for a moment; those that are cut off are retried by whoever owns them.
-   */
-  recycle(): Promise<void> {
-    // One that is under way may have missed what was sealed meanwhile.
-    this.nextRecycling ??= this.enqueue(() => {
-      this.nextRecycling = undefined;
-      return this.recycleNow();
+  /** A rail of ours has been replaced: the paths and regions move to the new endpoint. */
+  moved(serverRail: ServerRail): Promise<void> {
+    return this.enqueue(async () => {
+      if (this.state !== 'present') return;
+      for (const link of this.links.filter((other) => other.serverRail === serverRail)) {
+        // The old endpoint is closed soon, and its tables with it.
+        for (const region of this.regions) region.forget(link);
+        this.links.splice(this.links.indexOf(link), 1);
+      }
+      const first = this.links.length;
+      await this.insertOn(serverRail);
+      for (const link of this.links.slice(first)) {
+        for (const region of this.regions) region.define(link);
+      }
+      for (const region of this.regions) {
+        this.connect(region);
+        break;
+      }
     });
-    return this.nextRecycling;
   }
 
-  /** Proves what memory is held for, if there is such, closings under way included. */
-  async reclaim(): Promise<void> {
-    await Promise.all(this.closings);
-    if (this.proofWanted) await this.recycle();
+  /** The last session has gone. Never rejects. */
+  leave(): Promise<void> {
+    return this.enqueue(() => this.remove());
   }
 
-  /** The last session has gone: nothing will be posted, and what the peer posted cannot land. */
-  remove(): Promise<void> {
-    return this.enqueue(() => this.removeNow());
+  private async insertOn(serverRail: ServerRail): Promise<void> {
+    const { rail, index, count } = serverRail;
+    if (rail.state !== 'open') return;
+    const ours = index % this.addresses.length;
+    for (const [clientRail, address] of this.addresses.entries()) {
+      if (clientRail !== ours && clientRail % count !== index) continue;
+      const id = await rail.insertPeer(address);
+      const path = clientRail === ours ? new PeerPath(this.pathIndex(serverRail), rail, id) : undefined;
+      this.links.push({ serverRail, rail, id, clientRail, path });
+      if (path !== undefined) this.paths.set(path);
+    }
+  }
+
+  private pathIndex(serverRail: ServerRail): number {
+    const index = this.pathIndexes.get(serverRail) ?? this.pathIndexes.size;
+    this.pathIndexes.set(serverRail, index);
+    return index;
+  }
+
+  private connect(region: PeerRegion): void {
+    this.connected = true;
+    for (const link of this.links) {
+      const remoteRegionId = region.onLink(link);
+      if (remoteRegionId === undefined) continue;
+      try {
+        link.rail.pingPeer({
+          peer: link.id,
+          remoteRegionId,
+          onDone: (error) => {
+            if (error !== undefined) this.logger.debug({ err: error }, 'A client could not be connected early');
+          },
+        });
+      } catch (error) {
+        this.logger.debug({ err: error }, 'A client could not be connected early');
+      }
+    }
+  }
+
+  /** Ends all connections to it: what is in flight comes back, and goes on over new ones if it is still wanted. */
+  private disconnect(): void {
+    for (const { rail, id, path } of this.links) {
+      if (path === undefined || path.traffic.size === 0) continue;
+      rail
+        .disconnectPeer(id)
+        .catch((error: unknown) => this.report(error, 'The connection to a client could not be ended'));
+    }
+  }
+
+  private async remove(): Promise<void> {
+    this.become('leaving');
+    this.paths.close();
+    for (const region of this.regions) this.removeRegion(region);
+    await Promise.all(
+      this.links.splice(0).map(async ({ rail, id }) => {
+        try {
+          if (rail.state === 'open') await rail.removePeer(id);
+        } catch (error) {
+          this.report(error, 'A client could not be removed from the address vector');
+        }
+      }),
+    );
+    this.become('gone');
   }
 
   private enqueue(job: () => Promise<void>): Promise<void> {
     this.work = this.work.then(job).catch((error: unknown) => {
-      if (this.state === 'recycling') this.become('lost');
-      this.logger.error({ err: toFabricKvError(error) }, 'Internal error');
+      if (error instanceof FabricError) this.report(error, 'A client could not be moved to a new endpoint');
+      else this.logger.error({ err: toFabricKvError(error) }, 'Internal error');
     });
     return this.work;
-  }
-
-  private async removeNow(): Promise<void> {
-    // The removal proves nothing of a window that is open meanwhile: a PUT that is being committed ends first.
-    if (this.windows > 0) await new Promise<void>((resolve) => this.closedCallbacks.push(resolve));
-    const { state } = this;
-    if (state === 'gone') return;
-    this.become('gone');
-    for (const region of this.regions) this.removeRegion(region);
-    if (state === 'present') await this.removeAndProve();
-  }
-
-  private async recycleNow(): Promise<void> {
-    if (this.state !== 'present' && this.state !== 'away') return;
-    const inVector = this.state === 'present';
-    this.become('recycling');
-    if (inVector) {
-      await this.idle();
-      for (const region of this.regions) this.forget(region);
-      if (!(await this.removeAndProve())) {
-        this.become('lost');
-        return;
-      }
-      this.counters.peersRecycled += 1;
-    }
-    this.become((await this.insertAgain()) ? 'present' : 'away');
-  }
-
-  private async insertAgain(): Promise<boolean> {
-    try {
-      this.id = await this.rail.insertPeer(this.address);
-    } catch (error) {
-      this.report(error, 'A peer could not be inserted again; its data plane is down');
-      return false;
-    }
-    for (const region of this.regions) {
-      const { address, key, length } = region;
-      try {
-        region.id = this.rail.defineRemote({ peer: this.id, address, key, length });
-      } catch (error) {
-        this.report(error, 'A region of a peer could not be introduced again; it gets its values inline');
-      }
-    }
-    return true;
-  }
-
-  /** @returns false when the peer could not be removed, and so nothing is proved */
-  private async removeAndProve(): Promise<boolean> {
-    const proved = [...this.sealed];
-    try {
-      await this.rail.removePeer(this.id);
-    } catch (error) {
-      this.report(error, 'A peer could not be removed; its windows stay in quarantine');
-      return false;
-    }
-    for (const waiter of proved) {
-      this.sealed.delete(waiter);
-      waiter.prove();
-    }
-    return true;
   }
 
   private become(next: PeerState): void {
@@ -290,94 +355,65 @@ export class Peer {
     this.state = next;
   }
 
-  private forget(region: PeerRegion): void {
-    if (region.id === undefined) return;
-    this.rail.forgetRemote(region.id);
-    region.id = undefined;
-  }
-
-  private withoutId(region: PeerRegion): FabricKvError {
-    return this.regions.has(region)
-      ? new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'the region of the sink could not be introduced to the rail')
-      : new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', 'the region of the sink has ended');
-  }
-
   /** A rail that has closed or failed says so itself, once. */
   private report(error: unknown, message: string): void {
     const level = error instanceof FabricError && error.code === 'RAIL_CLOSED' ? 'debug' : 'error';
     this.logger[level]({ err: error }, message);
   }
-
-  private idle(): Promise<void> {
-    if (this.transfers === 0) return Promise.resolve();
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, RECYCLE_GRACE_MS);
-      this.idleCallbacks.push(() => {
-        clearTimeout(timer);
-        resolve();
-      });
-    });
-  }
 }
 
-/** The peers of one rail, by address. */
+/** The peers of one provider's rails, by their addresses. */
 export class PeerTable {
   private readonly peers = new Map<string, Peer>();
   private readonly inserting = new Map<string, Promise<Peer>>();
   private readonly removing = new Map<string, Promise<void>>();
 
   constructor(
-    readonly rail: Rail,
+    readonly rails: readonly ServerRail[],
     private readonly mappingId: number,
-    private readonly counters: ServerCounters,
     private readonly logger: Logger,
   ) {}
 
-  /** All peers, for those who look for memory to reclaim. */
+  /** All peers. */
   all(): Iterable<Peer> {
     return this.peers.values();
   }
 
-  /** A session begins to use an address. @throws FabricError when it cannot be inserted */
-  async acquire(address: Buffer): Promise<Peer> {
-    const name = address.toString('latin1');
+  /** A session begins to use a client's addresses. @throws FabricError when one cannot be inserted */
+  async acquire(addresses: readonly Buffer[]): Promise<Peer> {
+    const name = addresses.map((address) => `${address.length}:${address.toString('latin1')}`).join('');
     // Counted in this turn: its last other session may end in the next.
     const existing = this.peers.get(name);
     if (existing !== undefined) return use(existing);
     let inserting = this.inserting.get(name);
     if (inserting === undefined) {
-      inserting = this.insert(name, address);
+      inserting = this.insert(name, addresses);
       this.inserting.set(name, inserting);
     }
     return use(await inserting);
   }
 
-  /** A session has ended: with the last one the peer goes, and what it was granted is proved safe. Never rejects. */
+  /** A session has ended: with the last one the peer goes. Never rejects. */
   async release(peer: Peer): Promise<void> {
     peer.references -= 1;
-    if (peer.references > 0) {
-      await peer.reclaim();
-      return;
-    }
-    const name = peer.address.toString('latin1');
-    if (this.peers.get(name) === peer) this.peers.delete(name);
-    const removing = peer.remove();
-    this.removing.set(name, removing);
+    if (peer.references > 0) return;
+    if (this.peers.get(peer.name) === peer) this.peers.delete(peer.name);
+    const removing = peer.leave();
+    this.removing.set(peer.name, removing);
     await removing;
-    if (this.removing.get(name) === removing) this.removing.delete(name);
+    if (this.removing.get(peer.name) === removing) this.removing.delete(peer.name);
   }
 
-  /** Proves for all peers that memory waits for, those that are being removed included. */
-  async reclaim(): Promise<void> {
-    await Promise.all([...this.removing.values(), ...[...this.peers.values()].map((peer) => peer.reclaim())]);
+  /** A rail of this table has been replaced. */
+  async moved(serverRail: ServerRail): Promise<void> {
+    await Promise.all([...this.peers.values()].map((peer) => peer.moved(serverRail)));
   }
 
-  private async insert(name: string, address: Buffer): Promise<Peer> {
+  private async insert(name: string, addresses: readonly Buffer[]): Promise<Peer> {
     try {
       // Removing an address ends every connection to it: one that is just being removed is waited for.
       await this.removing.get(name);
-      const id = await this.rail.insertPeer(address);
-      const peer = new Peer(this.rail, address, id, this.mappingId, this.counters, this.logger);
+      const peer = await Peer.insert(name, addresses, this.rails, this.mappingId, this.logger);
       this.peers.set(name, peer);
       return peer;
     } finally {

@@ -6,35 +6,52 @@
 import { crc32c, FabricError } from '../fabric/index.js';
 import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
 import type { Data__Output } from '../protocol/generated/fabrickv/v1/Data.js';
+import type { GrantExtent } from '../protocol/generated/fabrickv/v1/GrantExtent.js';
 import type { PutCommit__Output } from '../protocol/generated/fabrickv/v1/PutCommit.js';
-import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
+import { EXTENT_BYTES_MAX } from '../protocol/limits.js';
 import type { OperationTrace } from '../protocol/stages.js';
-import { fromBigInt, toSafeInteger } from '../protocol/wire.js';
-import { allocateExtents, refuseOptions, remember } from './mutations.js';
+import { toSafeInteger } from '../protocol/wire.js';
+import { allocateExtents, checkLength, refuseOptions } from './mutations.js';
 import type { ActiveOperation, OperationHost, StopCause } from './operation.js';
+import { checksumError, publishPut, replayPut } from './publish-put.js';
+import { RunningCrc } from './running-crc.js';
+import type { GrantUser, SessionWindows } from './session-windows.js';
 import type { Extent } from './store/arena.js';
-import { WriteWindow } from './windows.js';
+import { alignedLength } from './store/extent-allocator.js';
 
 /**
- * `opening`: waiting for the gate, for memory, for windows. `granted`: the client writes. `committing`: verified and
- * published whatever becomes of the session. `ended`.
+ * `opening`: waiting for the gate, for memory, for the first window. `granted`: the client writes. `committing`: verified
+ * and published whatever becomes of the session. `ended`.
  */
 type PutState = 'opening' | 'granted' | 'committing' | 'ended';
+
+const TRANSITIONS: Readonly<Record<PutState, readonly PutState[]>> = {
+  opening: ['granted', 'ended'],
+  granted: ['committing', 'ended'],
+  committing: ['ended'],
+  ended: [],
+};
 
 /** What PutOpen asked for. */
 export interface PutRequest {
   readonly namespace: number;
   readonly key: Buffer;
+  /** 0 when it is streamed. */
   readonly length: number;
   readonly path: 'INLINE' | 'RDMA';
+  /** The length comes with the commit. */
+  readonly streamed: boolean;
   readonly timeoutMs: number;
 }
 
+/** PutMores of one PUT that wait for their room. */
+const MORE_WAITING_MAX = 16;
+
 /** One PUT, from PutOpen to its result. */
-export class PutOperation implements ActiveOperation {
+export class PutOperation implements ActiveOperation, GrantUser {
   private state: PutState = 'opening';
   private extents: readonly Extent[] = [];
-  private readonly windows: WriteWindow[] = [];
+  private grantedBytes = 0;
   private readonly deadlineTimer: NodeJS.Timeout;
   private readonly deadlineAtMs: number;
   private entered = false;
@@ -45,7 +62,11 @@ export class PutOperation implements ActiveOperation {
   /** Cancelled while it was being committed: the client is told when that has ended. */
   private cancelled = false;
   private receivedBytes = 0;
-  private crc = 0;
+  private inlineCrc = 0;
+  private readonly crc: RunningCrc;
+  /** Grants of PutMore, one after the other; never rejects. */
+  private more: Promise<void> = Promise.resolve();
+  private moreWaiting = 0;
 
   constructor(
     private readonly host: OperationHost,
@@ -53,6 +74,8 @@ export class PutOperation implements ActiveOperation {
     readonly trace: OperationTrace,
     private readonly request: PutRequest,
   ) {
+    const { dataPlane, store } = host.context;
+    this.crc = new RunningCrc(dataPlane.mapping, store.arena);
     trace.bytes = request.length;
     this.deadlineAtMs = performance.now() + request.timeoutMs;
     this.deadlineTimer = setTimeout(() => this.onDeadline(), request.timeoutMs);
@@ -76,29 +99,66 @@ export class PutOperation implements ActiveOperation {
     const offset = toSafeInteger(data.offset, 'Data.offset');
     const fits = this.request.path === 'INLINE' && this.state === 'granted' && offset === this.receivedBytes;
     if (!fits || offset + data.bytes.length > this.request.length) {
-      this.fail(new FabricKvError('ERR_FABRICKV_PROTOCOL', `Data at ${offset} is not the next piece of this PUT`));
+      this.fail(protocolError(`Data at ${offset} is not the next piece of this PUT`));
       return;
     }
     this.host.context.store.arena.write(this.extents, offset, data.bytes);
-    this.crc = crc32c(data.bytes, this.crc);
+    this.inlineCrc = crc32c(data.bytes, this.inlineCrc);
     this.receivedBytes += data.bytes.length;
+  }
+
+  /** The client has written so far: that much can be checked while it writes on. */
+  onProgress(bytesWritten: number): void {
+    if (this.state !== 'granted' || this.request.path !== 'RDMA') return;
+    if (bytesWritten > this.grantedBytes) {
+      this.fail(protocolError(`PutProgress of ${bytesWritten} bytes in a grant of ${this.grantedBytes}`));
+      return;
+    }
+    this.crc.advance(bytesWritten);
+  }
+
+  /** A streamed PUT wants more room. */
+  onMore(length: number): void {
+    // What was on its way when the operation ended, or follows its commit, is of no interest.
+    if (this.state === 'committing' || this.state === 'ended') return;
+    const valid = this.request.streamed && this.state === 'granted' && length > 0 && length <= EXTENT_BYTES_MAX;
+    if (!valid) {
+      this.fail(protocolError(`PutMore of ${length} bytes; it is for a streamed PUT that is open, up to 16 MiB`));
+      return;
+    }
+    if (this.moreWaiting >= MORE_WAITING_MAX) {
+      this.fail(new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', `over ${MORE_WAITING_MAX} PutMore at a time`));
+      return;
+    }
+    this.moreWaiting += 1;
+    this.more = this.more.then(() => this.grantMore(length));
   }
 
   onCommit(commit: PutCommit__Output): void {
     // The result of the first one is on its way.
     if (this.state === 'committing') return;
     if (this.state !== 'granted') {
-      this.fail(new FabricKvError('ERR_FABRICKV_PROTOCOL', 'PutCommit before the grant'));
+      this.fail(protocolError('PutCommit before the grant'));
       return;
     }
+    const length = this.request.streamed ? toSafeInteger(commit.length, 'PutCommit.length') : this.request.length;
+    if (length > this.grantedBytes || (this.request.streamed && length < this.crc.landed)) {
+      this.fail(protocolError(`PutCommit of ${length} bytes, of ${this.grantedBytes} granted`));
+      return;
+    }
+    this.trace.bytes = length;
     this.trace.mark('put.commit.received');
-    this.state = 'committing';
+    this.become('committing');
     // The client may have lost an earlier session in the middle of the same PUT's commit there.
     const known = this.host.context.history.find(this.host.clientId, this.operationId, (result) => {
-      if (result === undefined) void this.commit(commit);
-      else this.replay(result);
+      if (result === undefined) {
+        void this.commit(commit, length);
+        return;
+      }
+      replayPut(this.host, this.operationId, this.trace, result);
+      this.end();
     });
-    if (!known) void this.commit(commit);
+    if (!known) void this.commit(commit, length);
   }
 
   /** The client gives it up and has no write in flight. */
@@ -109,6 +169,16 @@ export class PutOperation implements ActiveOperation {
     this.end();
   }
 
+  onWindowClosed(): void {
+    // What a commit checks has landed before; a window that closes changes nothing for it.
+    if (this.state === 'committing') return;
+    this.fail(new FabricKvError('ERR_FABRICKV_GRANT_ENDED', 'the window of this PUT was taken back'));
+  }
+
+  onWindowFailed(error: unknown): void {
+    if (this.state === 'opening' || this.state === 'granted') this.fail(error);
+  }
+
   stop(cause: StopCause): void {
     // A commit is carried through: the client may ask for its result on another session.
     if (this.state === 'ended') return;
@@ -117,132 +187,138 @@ export class PutOperation implements ActiveOperation {
   }
 
   private async open(): Promise<void> {
-    const { host, request } = this;
+    const { request } = this;
     try {
-      this.extents = await allocateExtents(host.context, request.length, () => this.state === 'opening');
-      if (this.isEnded()) {
-        host.context.store.arena.release(this.extents);
-        return;
+      if (request.path === 'INLINE') {
+        const extents = await allocateExtents(this.host.context, request.length, () => this.state === 'opening');
+        if (!this.keep(extents, 'opening')) return;
+        this.grantedBytes = request.length;
+        this.trace.mark('put.allocated', { extents: extents.length });
+        this.sendGrant([]);
+      } else if (request.length === 0) {
+        // It is streamed, or has no bytes.
+        if (this.windows === undefined) throw noDataPlane();
+        this.sendGrant([]);
+      } else {
+        const places = await this.grant(request.length, 'opening');
+        if (places !== undefined) this.sendGrant(places);
       }
-      this.trace.mark('put.allocated', { extents: this.extents.length });
-      if (request.path === 'RDMA') await this.openWindows();
-      if (this.isEnded()) return;
-      this.state = 'granted';
-      host.send(
-        this.operationId,
-        {
-          result: {
-            grant: {
-              extents: this.windows.map(({ id, extent }) => ({ windowId: id, windowOffset: 0, length: extent.length })),
-              expiresInMs: Math.max(1, Math.round(this.deadlineAtMs - performance.now())),
-            },
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  private async grantMore(length: number): Promise<void> {
+    this.moreWaiting -= 1;
+    if (this.state !== 'granted') return;
+    try {
+      checkLength(this.host.context, this.grantedBytes + length);
+      const places = await this.grant(length, 'granted');
+      if (places !== undefined) this.sendGrant(places);
+    } catch (error) {
+      if (this.state === 'granted') this.fail(error);
+    }
+  }
+
+  /** @returns where the client may write; undefined when the PUT has gone on to another state meanwhile */
+  private async grant(length: number, during: PutState): Promise<readonly GrantExtent[] | undefined> {
+    const { windows } = this;
+    if (windows === undefined) throw noDataPlane();
+    const { extents, places, opened } = await windows.grant(length, this, () => this.state === during);
+    if (!this.keep(extents, during)) {
+      opened.catch(() => undefined);
+      return undefined;
+    }
+    if (during === 'opening') this.trace.mark('put.allocated', { extents: extents.length });
+    await opened;
+    if (this.state !== during) return undefined;
+    this.grantedBytes += length;
+    this.crc.add(extents);
+    return places;
+  }
+
+  /** Takes extents for this PUT, unless it is past that. */
+  private keep(extents: readonly Extent[], during: PutState): boolean {
+    if (this.state === during) {
+      this.extents = [...this.extents, ...extents];
+      return true;
+    }
+    this.host.context.store.arena.release(extents);
+    if (this.state === 'ended') this.windows?.release(this);
+    return false;
+  }
+
+  private sendGrant(places: readonly GrantExtent[]): void {
+    const first = this.state === 'opening';
+    if (first) this.become('granted');
+    this.host.send(
+      this.operationId,
+      {
+        result: {
+          grant: {
+            extents: [...places],
+            expiresInMs: Math.max(1, Math.round(this.deadlineAtMs - performance.now())),
           },
         },
-        16 * this.windows.length,
-      );
-      this.trace.mark('put.granted');
-    } catch (error) {
-      this.fail(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
-    }
+      },
+      16 * places.length,
+    );
+    if (first) this.trace.mark('put.granted');
   }
 
-  private async openWindows(): Promise<void> {
-    const { host } = this;
-    const { context, peer } = host;
-    if (peer === undefined) throw new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'the session has no data plane');
-    for (const extent of this.extents) {
-      const id = host.nextWindowId();
-      const window = await WriteWindow.open(
-        id,
-        extent,
-        context.dataPlane.mapping,
-        peer,
-        context.counters,
-        context.logger,
-      );
-      this.windows.push(window);
-      if (this.isEnded()) {
-        // It was given up meanwhile: this window came too late for end() to seal it.
-        void window.seal();
-        return;
-      }
-      const { address, key } = window.remote;
-      host.send(0, {
-        windowOffer: {
-          windowId: id,
-          length: extent.length,
-          rails: [{ address: fromBigInt(address), rkey: fromBigInt(key) }],
-        },
-      });
-    }
-  }
-
-  private async commit(commit: PutCommit__Output): Promise<void> {
+  private async commit(commit: PutCommit__Output, length: number): Promise<void> {
     const { host, request, operationId } = this;
     const { context } = host;
     context.history.begin(host.clientId, operationId);
-    let result: Result | undefined;
     try {
       refuseOptions(commit.options);
-      const crc = request.path === 'RDMA' ? await this.crcOfExtents() : this.inlineCrc();
-      if (crc !== commit.crc32c) {
-        throw new FabricKvError(
-          'ERR_FABRICKV_CHECKSUM',
-          `CRC-32C of the ${request.length} bytes that arrived is ${hex32(crc)}, announced was ${hex32(commit.crc32c)}`,
-        );
-      }
+      // Room that was granted before the commit and not sent is nobody's.
+      await this.more;
+      this.trim(length);
+      const crc = await this.verify(commit, length);
       if (this.state !== 'committing') throw new Error(`a PUT that is ${this.state} is published`);
       this.trace.mark('put.verified');
-      const value = context.store.publish({ ...request, extents: this.extents, crc32c: crc });
+      const { namespace, key, path } = request;
+      const { extents } = this;
+      // They are the store's from now on.
       this.extents = [];
-      this.trace.mark('put.published');
-      result = { put: { version: fromBigInt(value.version), path: request.path } };
-      this.count();
-      remember(context, host.clientId, operationId, result);
-      host.send(operationId, { result });
-      this.trace.finish('put.done', { path: request.path === 'RDMA' ? 'rdma' : 'inline' });
+      publishPut(host, operationId, this.trace, { namespace, key, extents, length, crc32c: crc, path });
       this.end();
+      if (path === 'RDMA') this.windows?.offerSessionWindow(length);
     } catch (error) {
       context.history.settle(host.clientId, operationId, undefined);
-      this.fail(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
+      this.fail(error);
     }
   }
 
-  /** The mutation was applied on another session: that result is this one's too. */
-  private replay(result: Result): void {
-    this.host.context.counters.replayedResults += 1;
-    this.host.send(this.operationId, { result });
-    this.trace.finish('put.done', { replayed: true });
-    this.end();
+  /** @returns the CRC to store @throws ERR_FABRICKV_CHECKSUM, ERR_FABRICKV_PROTOCOL */
+  private async verify(commit: PutCommit__Output, length: number): Promise<number | undefined> {
+    const inline = this.request.path === 'INLINE';
+    if (inline && this.receivedBytes !== length) {
+      throw protocolError(`PutCommit after ${this.receivedBytes} of ${length} bytes`);
+    }
+    if (commit.withoutCrc) return undefined;
+    const crc = inline ? this.inlineCrc : await this.crc.finish(length);
+    if (crc === commit.crc32c) return crc;
+    if (!inline) this.windows?.hostile('the bytes of a PUT are not those that its CRC is of');
+    throw checksumError(length, crc, commit.crc32c);
   }
 
-  private async crcOfExtents(): Promise<number> {
-    let crc = 0;
-    for (const { offset, length } of this.extents) {
-      crc = await this.host.context.dataPlane.mapping.crc32c({ offset, length, seed: crc });
+  /** Gives back what was granted beyond the value. */
+  private trim(length: number): void {
+    const kept: Extent[] = [];
+    let left = length;
+    for (const extent of this.extents) {
+      const take = Math.min(left, extent.length);
+      left -= take;
+      if (take > 0) kept.push(take === extent.length ? extent : { ...extent, length: take });
+      const from = alignedLength(take);
+      const rest = alignedLength(extent.length) - from;
+      if (rest > 0) {
+        this.host.context.store.arena.release([{ ...extent, offset: extent.offset + from, length: rest }]);
+      }
     }
-    return crc;
-  }
-
-  private inlineCrc(): number {
-    if (this.receivedBytes !== this.request.length) {
-      throw new FabricKvError(
-        'ERR_FABRICKV_PROTOCOL',
-        `PutCommit after ${this.receivedBytes} of ${this.request.length} bytes`,
-      );
-    }
-    return this.crc;
-  }
-
-  private count(): void {
-    const { counters } = this.host.context;
-    if (this.request.path === 'RDMA') {
-      counters.putsRdma += 1;
-      counters.bytesWrittenRdma += this.request.length;
-    } else {
-      counters.putsInline += 1;
-      counters.bytesWrittenInline += this.request.length;
-    }
+    this.extents = kept;
   }
 
   private onDeadline(): void {
@@ -252,29 +328,29 @@ export class PutOperation implements ActiveOperation {
         'ERR_FABRICKV_DEADLINE',
         `PUT did not end within ${this.request.timeoutMs} ms (at ${this.trace.stage})`,
       ),
+      true,
     );
   }
 
-  private fail(error: FabricKvError): void {
+  private fail(reason: unknown, expired = false): void {
     if (this.state === 'ended') return;
+    const error = reason instanceof FabricError ? fromFabricError(reason) : toFabricKvError(reason);
     const failed = error.with({ stage: this.trace.stage, outcome: 'not-applied' });
     this.trace.fail('put.failed', failed);
     this.host.context.counters.failures += 1;
     this.host.fail(this.operationId, failed);
-    this.end();
+    this.end(expired);
   }
 
-  private isEnded(): boolean {
-    return this.state === 'ended';
+  private get windows(): SessionWindows | undefined {
+    return this.host.windows;
   }
 
-  private end(): void {
-    this.state = 'ended';
+  private end(expired = false): void {
+    this.become('ended');
     clearTimeout(this.deadlineTimer);
-    for (const window of this.windows) {
-      this.host.send(0, { windowRevoke: { windowId: window.id, reason: 'the PUT has ended' } });
-      void window.seal();
-    }
+    this.crc.stop();
+    this.windows?.release(this, expired);
     // Extents that are not published go back; each waits for the proof of its window.
     this.host.context.store.arena.release(this.extents);
     this.extents = [];
@@ -283,8 +359,17 @@ export class PutOperation implements ActiveOperation {
     if (this.cancelled) this.host.send(this.operationId, { quiesced: {} });
     this.host.finished(this.operationId);
   }
+
+  private become(next: PutState): void {
+    if (!TRANSITIONS[this.state].includes(next)) throw new Error(`a PUT goes from ${this.state} to ${next}`);
+    this.state = next;
+  }
 }
 
-function hex32(value: number): string {
-  return value.toString(16).padStart(8, '0');
+function protocolError(message: string): FabricKvError {
+  return new FabricKvError('ERR_FABRICKV_PROTOCOL', message);
+}
+
+function noDataPlane(): FabricKvError {
+  return new FabricKvError('ERR_FABRICKV_DATA_PLANE', 'the session has no data plane');
 }

@@ -2,31 +2,55 @@
  * The server's counters and gauges by name, as Pong carries them. docs/operations.md describes each.
  */
 
+import type { RailStats } from '../fabric/index.js';
 import type { ServerContext } from './server-context.js';
 import type { Sessions } from './sessions.js';
 
+/** What is told of the rails, summed over them. */
+const RAIL_STATS = [
+  'writesPosted',
+  'writesCompleted',
+  'writesFailed',
+  'bytesWritten',
+  'registrations',
+  'regionsOpen',
+  'peers',
+  'proofs',
+  'peersDisconnected',
+  'connectionsEnded',
+] as const satisfies readonly (keyof RailStats)[];
+
 /** All of them; cheap enough for every second, too dear for every operation. */
-export function reportOf({ counters, store, dataPlane }: ServerContext, sessions: Sessions): Record<string, number> {
-  const { totalBytes, usedBytes, freeBytes, quarantinedBytes } = store.arena.usage;
+export function reportOf(
+  { counters, store, dataPlane, eventLoop }: ServerContext,
+  sessions: Sessions,
+): Record<string, number> {
+  const { totalBytes, usedBytes, reservedBytes, freeBytes, quarantinedBytes } = store.arena.usage;
+  const quarantined = store.arena.quarantinedBy();
   const report: Record<string, number> = {
     keys: store.keys,
     valueBytes: store.valueBytes,
     memoryTotalBytes: totalBytes,
     memoryUsedBytes: usedBytes,
     memoryFreeBytes: freeBytes,
+    memoryReservedBytes: reservedBytes,
     memoryQuarantinedBytes: quarantinedBytes,
+    quarantinedOpenBytes: quarantined.open,
+    quarantinedProvingBytes: quarantined.proving,
+    quarantinedUnprovableBytes: quarantined.unprovable,
     sessions: sessions.count,
     operationsInFlight: sessions.operationsInFlight,
+    leases: sessions.leases,
+    leasedBytes: store.heldBytes,
     ...counters,
+    ...eventLoop.delays,
   };
   for (const { rails } of dataPlane.fabric.providers) {
     for (const rail of rails) {
-      const { writesPosted, writesCompleted, writesFailed, bytesWritten, registrations, regionsOpen, peers } =
-        rail.stats();
-      const stats = { writesPosted, writesCompleted, writesFailed, bytesWritten, registrations, regionsOpen, peers };
-      for (const [name, value] of Object.entries(stats)) {
+      const stats = rail.stats();
+      for (const name of RAIL_STATS) {
         const counter = `rail${name.charAt(0).toUpperCase()}${name.slice(1)}`;
-        report[counter] = (report[counter] ?? 0) + value;
+        report[counter] = (report[counter] ?? 0) + stats[name];
       }
     }
   }

@@ -7,6 +7,7 @@ import type { FabricKvError } from '../protocol/errors.js';
 import type { KeyFormatter } from '../protocol/keys.js';
 import type { ServerCounters } from './counters.js';
 import type { ServerDataPlane } from './data-plane.js';
+import type { EventLoopWatch } from './event-loop-delay.js';
 import type { MutationHistory } from './mutation-history.js';
 import type { ServerSettings } from './options.js';
 import type { Store } from './store/store.js';
@@ -18,6 +19,7 @@ export interface ServerContext {
   readonly dataPlane: ServerDataPlane;
   readonly history: MutationHistory;
   readonly counters: ServerCounters;
+  readonly eventLoop: EventLoopWatch;
   readonly logger: Logger;
   readonly formatKey: KeyFormatter;
   /** Changes whenever the process does. */

@@ -23,12 +23,14 @@ import { toFailure, toStatus } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
 import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger, UINT64_MAX } from '../protocol/wire.js';
 import type { Negotiated } from './data-plane.js';
+import { LeaseTable } from './leases.js';
 import type { ActiveOperation, OperationTable } from './operation.js';
 import { OperationGate } from './operation-gate.js';
 import { REGIONS_PER_SESSION_MAX } from './options.js';
 import type { Peer, PeerRegion } from './peers.js';
 import type { ServerContext } from './server-context.js';
 import { handleOperation } from './session-operations.js';
+import { SessionWindows } from './session-windows.js';
 
 /** The stream as gRPC gives it to us, with our own codec on both sides. */
 export type SessionStream = ServerDuplexStream<Received<ClientMessage__Output>, Buffer>;
@@ -49,6 +51,9 @@ const HELLO_TIMEOUT_MS = 10_000;
 
 const CLIENT_NAME_MAX = 128;
 
+/** So much of the arena, one part in four, may be kept by one session's leases when no key leads to it any more. */
+const LEASED_PART_OF_ARENA = 4;
+
 /** A frame's messages are handled for this long before the loop gets its turn: a frame may ask for 256 MiB of values. */
 const TURN_MS_MAX = 10;
 /** Messages between two looks at the clock. */
@@ -58,6 +63,7 @@ const CLOCK_INTERVAL = 16;
 export class Session implements OperationTable {
   readonly id: bigint;
   readonly gate: OperationGate;
+  readonly leases: LeaseTable;
   clientId = 0n;
   private state: SessionState = 'opening';
   private readonly writer: FrameWriter<ServerMessage>;
@@ -66,7 +72,7 @@ export class Session implements OperationTable {
   private readonly helloTimer: NodeJS.Timeout;
   private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
   private traceContext: TraceContext;
-  private windowIds = 0;
+  private sessionWindows: SessionWindows | undefined;
   /** What is left of the last frame: the stream is not read until it is handled. */
   private readonly backlog: ClientMessage__Output[] = [];
   private writable = true;
@@ -80,6 +86,10 @@ export class Session implements OperationTable {
   ) {
     this.id = id;
     this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
+    this.leases = new LeaseTable({
+      supersededBytesMax: context.store.arena.sizeBytes / LEASED_PART_OF_ARENA,
+      counters: context.counters,
+    });
     this.writer = new FrameWriter(stream, encodeServerFrame, (writable) => {
       // A client that does not read is not read from: its results would pile up here.
       this.writable = writable;
@@ -106,6 +116,10 @@ export class Session implements OperationTable {
   /** The data plane of this session, unless it is inline-only. */
   get peer(): Peer | undefined {
     return this.negotiated.provider === undefined ? undefined : this.negotiated.peer;
+  }
+
+  get windows(): SessionWindows | undefined {
+    return this.sessionWindows;
   }
 
   /** Operations in flight. */
@@ -144,11 +158,6 @@ export class Session implements OperationTable {
     this.send(operationId, { result: { failure: toFailure(error, sinkBusy) } }, 256);
   }
 
-  nextWindowId(): number {
-    this.windowIds += 1;
-    return this.windowIds;
-  }
-
   /** An operation goes on beyond this turn. */
   started(operationId: number, operation: ActiveOperation): void {
     this.operations.set(operationId, operation);
@@ -182,6 +191,7 @@ export class Session implements OperationTable {
     this.writer.flush();
     this.writer.end();
     for (const operation of [...this.operations.values()]) operation.stop({ kind: 'session-ended' });
+    this.leases.close();
     this.idleCallback?.();
     if (error === undefined) this.stream.end();
     else this.stream.emit('error', toStatus(error));
@@ -256,7 +266,7 @@ export class Session implements OperationTable {
           if (message.regionEnded) this.onRegionEnded(message.regionEnded.regionId);
           break;
         case 'windowEnded':
-          // A client's word proves nothing of a window; see windows.ts.
+          if (message.windowEnded) this.windows?.onEnded(message.windowEnded.windowId);
           break;
         default:
           handleOperation(this, toSafeInteger(message.operationId, 'operation_id'), message);
@@ -286,12 +296,16 @@ export class Session implements OperationTable {
         return;
       }
       this.negotiated = negotiated;
+      if (negotiated.provider !== undefined) {
+        this.sessionWindows = new SessionWindows(this, negotiated.table.rails);
+        context.dataPlane.addWindows(this.sessionWindows);
+      }
     } catch (error) {
       this.refuse(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
       return;
     }
     const { negotiated } = this;
-    const rail = this.peer?.rail;
+    const rails = negotiated.provider === undefined ? [] : negotiated.table.rails.map(({ rail }) => rail.info);
     const name = hello.clientName.slice(0, CLIENT_NAME_MAX);
     this.traceContext = {
       ...this.traceContext,
@@ -308,7 +322,7 @@ export class Session implements OperationTable {
         nodeId: context.nodeId,
         clusterId: '',
         provider: negotiated.provider ?? '',
-        rails: rail === undefined ? [] : [{ address: rail.info.address, format: rail.info.addressFormat }],
+        rails: rails.map(({ address, addressFormat }) => ({ address, format: addressFormat })),
         inlineOnlyReason: negotiated.provider === undefined ? negotiated.reason : '',
         getInlineThreshold: fromThreshold(settings.getInlineThreshold),
         putInlineThreshold: fromThreshold(settings.putInlineThreshold),
@@ -348,10 +362,13 @@ export class Session implements OperationTable {
     }
   }
 
-  private onRegion({ regionId, length, rails: [rail] }: Region__Output): void {
+  private onRegion({ regionId, length, rails }: Region__Output): void {
     const { peer } = this;
-    if (peer === undefined || rail === undefined) {
-      throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'Region in a session without a data plane, or without a rail');
+    if (peer === undefined || rails.length !== peer.railCount) {
+      throw new FabricKvError(
+        'ERR_FABRICKV_PROTOCOL',
+        'Region in a session without a data plane, or without one key for each rail of the client',
+      );
     }
     if (this.regions.has(regionId)) throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `region ${regionId} exists`);
     if (this.regions.size >= REGIONS_PER_SESSION_MAX) {
@@ -360,14 +377,16 @@ export class Session implements OperationTable {
         `over ${REGIONS_PER_SESSION_MAX} regions in a session`,
       );
     }
-    const address = remoteAddress(toBigInt(rail.address));
-    const key = remoteKey(toBigInt(rail.rkey));
     const lengthBytes = toSafeInteger(length, 'Region.length');
+    const keys = rails.map(({ address, rkey }) => ({
+      address: remoteAddress(toBigInt(address)),
+      key: remoteKey(toBigInt(rkey)),
+    }));
     // The rail's table refuses them too, but as a defect of ours.
-    if (lengthBytes === 0 || address + BigInt(lengthBytes) > UINT64_MAX) {
+    if (lengthBytes === 0 || keys.some(({ address }) => address + BigInt(lengthBytes) > UINT64_MAX)) {
       throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `region ${regionId} has no bytes, or ends beyond 2^64`);
     }
-    this.regions.set(regionId, peer.addRegion(address, key, lengthBytes));
+    this.regions.set(regionId, peer.addRegion(keys, lengthBytes));
   }
 
   private onRegionEnded(regionId: number): void {
@@ -381,11 +400,12 @@ export class Session implements OperationTable {
   }
 
   private async releasePeer(): Promise<void> {
-    const { negotiated } = this;
+    const { negotiated, windows } = this;
     if (negotiated.provider === undefined) return;
     for (const region of this.regions.values()) negotiated.peer.removeRegion(region);
     this.regions.clear();
-    await negotiated.table.release(negotiated.peer);
+    await Promise.all([windows?.end(), negotiated.table.release(negotiated.peer)]);
+    if (windows !== undefined) this.context.dataPlane.forgetWindows(windows);
   }
 
   private idle(timeoutMs: number): Promise<void> {

@@ -28,6 +28,13 @@ export class Sessions {
     return sum;
   }
 
+  /** Leases of all sessions. */
+  get leases(): number {
+    let sum = 0;
+    for (const session of this.open) sum += session.leases.count;
+    return sum;
+  }
+
   /** The handler of the Session call. */
   readonly handler = (stream: SessionStream): void => {
     const { settings, stopping, counters } = this.context;

@@ -32,13 +32,15 @@ export function unaryHandlers(context: ServerContext): UntypedServiceImplementat
     Get: handler('get', context, (request: GetRequest__Output): GetResponse => {
       const value = find(context, request);
       if (value.length > UNARY_VALUE_BYTES_MAX) throw tooLarge(value.length);
-      const bytes = Buffer.allocUnsafe(value.length);
-      for (let at = 0; at < value.length; ) {
-        at += context.store.arena.read(value.extents, at, value.length - at).copy(bytes, at);
-      }
+      const bytes = context.store.arena.copy(value.extents, 0, value.length);
       context.counters.getsInline += 1;
       context.counters.bytesReadInline += value.length;
-      return { value: bytes, version: fromBigInt(value.version), crc32c: value.crc32c };
+      return {
+        value: bytes,
+        version: fromBigInt(value.version),
+        crc32c: value.crc32c ?? 0,
+        withoutCrc: value.crc32c === undefined,
+      };
     }),
     Put: handler('put', context, async (request: PutRequest__Output): Promise<PutResponse> => {
       const { namespace, key, value } = request;
@@ -67,7 +69,7 @@ export function unaryHandlers(context: ServerContext): UntypedServiceImplementat
     }),
     Stat: handler('stat', context, (request: StatRequest__Output): StatResponse => {
       const { length, version, crc32c: crc, storedUnixMs } = find(context, request);
-      return { length, version: fromBigInt(version), crc32c: crc, storedUnixMs };
+      return { length, version: fromBigInt(version), crc32c: crc ?? 0, storedUnixMs, withoutCrc: crc === undefined };
     }),
   };
 }

@@ -1,135 +1,268 @@
 /**
- * Write windows: the only memory of the server that a client can write to. Each is an MR of its own over one extent,
- * for one session and one PUT. A window that was closed protects its extent until it is proved that no write of the
- * client can land there (I2, I3).
+ * Write windows: pieces of the arena that one client may write to for a while. A value that lies in a window keeps it as a
+ * barrier, until it is proved that no write of the client can land there (I2, I3).
  */
 
 import type { Logger } from 'pino';
 import { FabricError, type LocalRegion, type Mapping } from '../fabric/index.js';
 import type { ServerCounters } from './counters.js';
-import type { Peer, ProofWaiter } from './peers.js';
-import type { Extent, WriteBarrier } from './store/arena.js';
+import type { ServerRail } from './server-rail.js';
+import type { Arena, Extent, QuarantineReason, WriteBarrier } from './store/arena.js';
+import { alignedLength, EXTENT_ALIGNMENT_BYTES, type Range } from './store/extent-allocator.js';
 
 /**
- * `registering` → `open` → `closing` → `sealed` → `proven`. A window whose registration fails is proven at once: nobody
- * ever had its key.
+ * - `made`: its memory is reserved.
+ * - `registering` on every rail.
+ * - `open`.
+ * - `revoking`: the client was asked to end its writes; what it has written is still taken.
+ * - `closing`: its memory regions are being closed. Nothing is granted or taken any more.
+ * - `sealed`: they are closed. The rails' proofs follow by themselves.
+ * - `proven`: no write can land. Its memory is free, as far as it is nobody's.
  */
-type WindowState = 'registering' | 'open' | 'closing' | 'sealed' | 'proven';
+type WindowState = 'made' | 'registering' | 'open' | 'revoking' | 'closing' | 'sealed' | 'proven';
 
 const TRANSITIONS: Readonly<Record<WindowState, readonly WindowState[]>> = {
-  registering: ['open', 'proven'],
-  open: ['closing'],
-  closing: ['sealed', 'proven'],
+  made: ['registering', 'closing'],
+  registering: ['open', 'closing'],
+  open: ['revoking', 'closing'],
+  revoking: ['closing'],
+  closing: ['sealed'],
   sealed: ['proven'],
   proven: [],
 };
 
-/** One extent, open to the writes of one client. */
-export class WriteWindow implements WriteBarrier, ProofWaiter {
-  private state: WindowState = 'registering';
-  private region: LocalRegion | undefined;
-  private readonly callbacks: (() => void)[] = [];
+/**
+ * `grants`: the server says where each value goes. `session`: the client does, in ascending order.
+ */
+export type WindowKind = 'grants' | 'session';
 
-  private constructor(
+/** What all windows of a server share. */
+export interface WindowPlace {
+  readonly rails: readonly ServerRail[];
+  readonly mapping: Mapping;
+  readonly arena: Arena;
+  readonly counters: ServerCounters;
+  readonly logger: Logger;
+}
+
+/** Address and remote key on one rail. */
+export interface WindowKey {
+  readonly address: bigint;
+  readonly key: bigint;
+}
+
+/** A memory region of a window, and the endpoint that it is on. */
+interface Registration {
+  readonly proofs: ServerRail['currentProofs'];
+  readonly region: LocalRegion;
+}
+
+/** Who is told that a window that it depends on is closed. */
+export interface WindowUser {
+  onWindowClosed(): void;
+}
+
+/** One piece of the arena, open to the writes of one client. */
+export class WriteWindow implements WriteBarrier {
+  private state: WindowState = 'made';
+  private registrations: Registration[] = [];
+  private keysOfRails: readonly WindowKey[] = [];
+  private readonly provenCallbacks: (() => void)[] = [];
+  private readonly users = new Set<WindowUser>();
+  /** Nothing before it is claimed anew. */
+  private claimedEnd = 0;
+  /** What was skipped below {@link claimedEnd}. */
+  private readonly gaps: Range[] = [];
+  private reason: QuarantineReason = 'open';
+  private sealWanted = false;
+  private resolveClosed: () => void = () => undefined;
+  private readonly closed = new Promise<void>((resolve) => {
+    this.resolveClosed = resolve;
+  });
+  lastUsedMs = performance.now();
+
+  /** The range is reserved in the arena, and is the window's from now on. */
+  constructor(
     readonly id: number,
-    readonly extent: Extent,
-    private readonly peer: Peer,
-    private readonly counters: ServerCounters,
-    private readonly logger: Logger,
-  ) {}
+    readonly kind: WindowKind,
+    readonly range: Range,
+    private readonly place: WindowPlace,
+  ) {
+    place.counters.windowsOpened += 1;
+    place.counters.windowsOpen += 1;
+  }
 
-  /**
-   * Registers an extent for the writes of a peer. From this call on the extent has a barrier.
-   *
-   * @throws FabricError `REGISTRATION_FAILED`; the extent is safe to free then
-   */
-  static async open(
-    id: number,
-    extent: Extent,
-    mapping: Mapping,
-    peer: Peer,
-    counters: ServerCounters,
-    logger: Logger,
-  ): Promise<WriteWindow> {
-    const window = new WriteWindow(id, extent, peer, counters, logger);
-    extent.barrier = window;
-    peer.windowOpened();
-    try {
-      window.region = await peer.rail.register({
-        mapping,
-        offset: extent.offset,
-        length: extent.length,
-        access: 'remote-write',
-      });
-    } catch (error) {
-      window.become('proven');
-      peer.windowClosed();
-      throw error;
-    }
-    window.become('open');
-    counters.windowsOpened += 1;
-    counters.windowsOpen += 1;
-    return window;
+  /** Resolves when its memory regions are closed. */
+  get whenClosed(): Promise<void> {
+    return this.closed;
+  }
+
+  /** Whether the client may write there, or may soon. */
+  get usable(): boolean {
+    return this.state === 'made' || this.state === 'registering' || this.state === 'open';
+  }
+
+  /** Whether what the client has written there is still taken. */
+  get accepting(): boolean {
+    return this.state === 'open' || this.state === 'revoking';
   }
 
   get proven(): boolean {
     return this.state === 'proven';
   }
 
-  /** Whether the extent has been freed and waits. */
-  get wanted(): boolean {
-    return this.callbacks.length > 0;
+  get waitsFor(): QuarantineReason {
+    return this.reason;
   }
 
-  /** Address and remote key, for the client. */
-  get remote(): { readonly address: bigint; readonly key: bigint } {
-    if (this.region === undefined) throw new Error('a window without a region is offered');
-    return this.region;
+  /** Whether a PUT depends on it. */
+  get inUse(): boolean {
+    return this.users.size > 0;
   }
 
-  /** Closes the window for new writes. The proof follows when it is wanted. Idempotent; never rejects. */
+  /** Bytes behind everything that was claimed. */
+  get leftBytes(): number {
+    return this.range.length - this.claimedEnd;
+  }
+
+  get usedBytes(): number {
+    return this.claimedEnd;
+  }
+
+  /** One for each rail, in their order; zeros for a rail that is down. Empty before it is open. */
+  get keys(): readonly WindowKey[] {
+    return this.keysOfRails;
+  }
+
+  /**
+   * Registers it for the client's writes on every rail that works.
+   *
+   * @returns false when it was sealed meanwhile
+   * @throws FabricError when that fails on one, or no rail works; it is sealed then
+   */
+  async open(): Promise<boolean> {
+    if (this.sealWanted) return false;
+    const { mapping, rails } = this.place;
+    const { offset, length } = this.range;
+    this.become('registering');
+    const results = await Promise.allSettled(
+      rails.map(async ({ rail, currentProofs: proofs }) => {
+        if (rail.state !== 'open') return undefined;
+        const region = await rail.register({ mapping, offset, length, access: 'remote-write' });
+        return { proofs, region };
+      }),
+    );
+    const failure = results.find((result) => result.status === 'rejected');
+    const registrations = results.map((result) => (result.status === 'fulfilled' ? result.value : undefined));
+    this.registrations = registrations.filter((registration) => registration !== undefined);
+    const failed = failure !== undefined || this.registrations.length === 0;
+    // Whoever opens it hears of a failure, and tells those who depend on it.
+    if (failed) this.users.clear();
+    if (this.sealWanted || failed) this.close();
+    if (failure !== undefined) throw failure.reason;
+    if (failed) throw new FabricError({ code: 'RAIL_CLOSED', call: 'register', text: 'no rail is open' });
+    if (this.sealWanted) return false;
+    this.keysOfRails = registrations.map((registration) => registration?.region ?? { address: 0n, key: 0n });
+    this.become('open');
+    return true;
+  }
+
+  /** Takes room for a value behind what was claimed; undefined when there is not enough. */
+  claim(length: number): Extent | undefined {
+    if (!this.usable || alignedLength(length) > alignedLength(this.range.length) - this.claimedEnd) return undefined;
+    return this.claimAt(this.claimedEnd, length);
+  }
+
+  /** Whether a value of the client's choice lies in the window, behind those before. */
+  fits(offset: number, length: number): boolean {
+    return (
+      offset % EXTENT_ALIGNMENT_BYTES === 0 &&
+      offset >= this.claimedEnd &&
+      length > 0 &&
+      offset + length <= this.range.length
+    );
+  }
+
+  /** Takes a range that {@link fits}. */
+  claimAt(offset: number, length: number): Extent {
+    if (!this.fits(offset, length)) throw new Error(`a window has no room for ${length} bytes at ${offset}`);
+    const from = this.claimedEnd;
+    if (offset > from) this.gaps.push({ offset: this.range.offset + from, length: offset - from });
+    this.claimedEnd = offset + alignedLength(length);
+    this.lastUsedMs = performance.now();
+    return this.place.arena.claim({ offset: this.range.offset + offset, length }, this);
+  }
+
+  /** A PUT depends on it: it is told when the window closes, and is not disturbed for want of memory or for idling. */
+  enter(user: WindowUser): void {
+    this.users.add(user);
+  }
+
+  leave(user: WindowUser): void {
+    this.users.delete(user);
+    this.lastUsedMs = performance.now();
+  }
+
+  /** The client is asked to end its writes. @returns false when it is past that */
+  revoke(): boolean {
+    if (this.state !== 'open') return false;
+    this.become('revoking');
+    return true;
+  }
+
+  /**
+   * Closes the window for good; its proof follows. Resolves when its memory regions are closed. Idempotent; never rejects.
+   */
   seal(): Promise<void> {
-    const { region } = this;
-    if (this.state !== 'open' || region === undefined) return Promise.resolve();
-    this.become('closing');
-    this.counters.windowsOpen -= 1;
-    const closing = this.close(region);
-    this.peer.windowClosing(closing);
-    return closing;
-  }
-
-  private async close(region: LocalRegion): Promise<void> {
-    const { rail } = this.peer;
-    try {
-      await rail.deregister(region);
-      if (rail.info.quiescence === 'close-region') {
-        this.become('proven');
-      } else {
-        this.become('sealed');
-        if (rail.info.quiescence === 'remove-peer') this.peer.awaitProof(this);
-      }
-    } catch (error) {
-      // The MR may still be open: its memory stays in quarantine until the rail is closed.
-      const level = error instanceof FabricError && error.code === 'RAIL_CLOSED' ? 'debug' : 'error';
-      this.logger[level]({ err: error }, 'A write window could not be closed');
-    } finally {
-      this.peer.windowClosed();
-    }
-  }
-
-  prove(): void {
-    if (this.state !== 'sealed') throw new Error(`a window that is ${this.state} is proved`);
-    this.become('proven');
+    this.sealWanted = true;
+    // One that is being registered is closed as soon as it is.
+    if (this.state === 'made' || this.accepting) this.close();
+    return this.closed;
   }
 
   whenProven(callback: () => void): void {
     if (this.proven) callback();
-    else this.callbacks.push(callback);
+    else this.provenCallbacks.push(callback);
+  }
+
+  private close(): void {
+    const { arena, counters } = this.place;
+    this.become('closing');
+    counters.windowsOpen -= 1;
+    // What nobody has claimed goes back with everything else, when it is proved.
+    const { offset, length } = this.range;
+    const rest = { offset: offset + this.claimedEnd, length: alignedLength(length) - this.claimedEnd };
+    for (const range of rest.length > 0 ? [...this.gaps, rest] : this.gaps) arena.giveUp(range, this);
+    this.gaps.length = 0;
+    for (const user of [...this.users]) user.onWindowClosed();
+    void this.prove();
+  }
+
+  private async prove(): Promise<void> {
+    const { logger } = this.place;
+    const proofs = await Promise.all(
+      this.registrations.map(async ({ proofs: rail, region }) => {
+        try {
+          await rail.rail.deregister(region);
+        } catch (error) {
+          if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) {
+            logger.error({ err: error }, 'A write window could not be closed; its memory is held until its rail is');
+            return { byClosing: true, prove: () => rail.proveByClosing() };
+          }
+        }
+        return { byClosing: rail.rail.info.quiescence === 'close-endpoint', prove: () => rail.prove() };
+      }),
+    );
+    this.reason = proofs.some(({ byClosing }) => byClosing) ? 'unprovable' : 'proving';
+    this.become('sealed');
+    this.resolveClosed();
+    await Promise.all(proofs.map(({ prove }) => prove()));
+    this.become('proven');
+    for (const callback of this.provenCallbacks.splice(0)) callback();
   }
 
   private become(next: WindowState): void {
     if (!TRANSITIONS[this.state].includes(next)) throw new Error(`a window goes from ${this.state} to ${next}`);
     this.state = next;
-    if (next === 'proven') for (const callback of this.callbacks.splice(0)) callback();
   }
 }

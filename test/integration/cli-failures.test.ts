@@ -183,6 +183,7 @@ describe('kv-client ends with 5', () => {
                     crc32c: 0xdead_beef,
                     path: 'INLINE',
                     value: Buffer.from('hello'),
+                    rangeLength: 5,
                   },
                 },
               },

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { describe, it } from 'node:test';
 import { runServer, spawnServer, startServer } from '../support/commands.js';
@@ -15,8 +15,18 @@ describe('kv-server config', () => {
     await using dir = await tempDir();
     const config = dir.file('config.json');
     await writeFile(config, '{"memory": "2GiB", "max-sessions": 5}');
-    const args = ['config', '--listen-addr', '127.0.0.1:7000', '--inline-threshold', 'max', '--config', config];
-    const env = { FABRICKV_MAX_SESSIONS: '6', FABRICKV_PROVIDER: 'none' };
+    const rails = ['--rails', '10.0.0.1, 10.0.1.1'];
+    const args = [
+      'config',
+      '--listen-addr',
+      '127.0.0.1:7000',
+      '--inline-threshold',
+      'max',
+      ...rails,
+      '--config',
+      config,
+    ];
+    const env = { FABRICKV_MAX_SESSIONS: '6', FABRICKV_PROVIDER: 'none', FABRICKV_PROGRESS_CPUS: '2,8-9' };
 
     const table = await runServer(args, { env });
     assert.equal(table.code, 0, table.stderr);
@@ -29,6 +39,10 @@ describe('kv-server config', () => {
       ['--inline-threshold', 'max', '--inline-threshold'],
       ['--max-inflight', '1024', 'default'],
       ['--max-value', '(as much as --memory)', 'default'],
+      ['--rails', '10.0.0.1,10.0.1.1', '--rails'],
+      ['--spin-us', 'auto', 'default'],
+      ['--progress-cpus', '2,8,9', 'FABRICKV_PROGRESS_CPUS'],
+      ['--max-quarantine', '(a quarter of --memory)', 'default'],
     ] as const) {
       const row = table.text.split('\n').find((line) => line.startsWith(`│ ${setting} `));
       const cells = row?.split('│').map((cell) => cell.trim());
@@ -119,6 +133,42 @@ describe('kv-server', () => {
     assert.equal(run.code, 2, run.stderr);
     assert.match(run.stderr, /^kv-server: ERR_FABRICKV_PROVIDER_MISSING: /m);
     assert.match(run.stderr, /remedy {2}/);
+  });
+
+  it('ends with 2 when a rail or a CPU that was named is not there, with any provider', async () => {
+    for (const [args, message] of [
+      [['--rails', 'no-such-rail'], /PROVIDER_MISSING: .*there is no rail "no-such-rail"; there is .*127\.0\.0\.1/],
+      [['--rails', '127.0.0.1,203.0.113.7'], /PROVIDER_MISSING: .*203\.0\.113\.7/],
+      [['--progress-cpus', '8191'], /SETTING: .*CPU 8191/],
+    ] as const) {
+      for (const provider of ['tcp', 'auto']) {
+        const run = await spawnServer({ args: ['--provider', provider, ...args] }).waitForEnd(END_MS);
+        assert.equal(run.code, 2, run.stderr);
+        assert.match(run.stderr, message);
+        assert.match(run.stderr, /remedy {2}\S/);
+      }
+    }
+  });
+
+  it('opens a rail for each address, and tells them', async () => {
+    const addresses = ['--fabric-addr', '127.0.0.1', '--fabric-addr', '127.0.0.2'];
+    const shape = ['--progress-cpus', '0', '--spin-us', '0', '--max-quarantine', '1MiB'];
+    await using both = await startServer({ args: ['--provider', 'tcp', ...addresses, ...shape] });
+    const addressesOf = ({ listening }: typeof both): (string | undefined)[] =>
+      (listening['rails'] as { provider: string; address: string }[]).map(({ address }) => address.split(':')[0]);
+    assert.deepEqual(addressesOf(both), ['127.0.0.1', '127.0.0.2']);
+    await using dir = await tempDir();
+    await writeFile(dir.file('value'), Buffer.alloc(3 * 1024 ** 2 + 1, 'rails'));
+    const put = await both.client(['put', 'k', '--file', dir.file('value')]);
+    assert.equal(put.code, 0, put.stderr);
+    const get = await both.client(['get', 'k']);
+    assert.ok(get.stdout.equals(await readFile(dir.file('value'))), get.stderr);
+    await using first = await startServer({ args: ['--provider', 'tcp', ...addresses, '--rails', '1'] });
+    assert.deepEqual(addressesOf(first), ['127.0.0.1']);
+    await using named = await startServer({ args: ['--provider', 'tcp', '--rails', '127.0.0.3'] });
+    assert.deepEqual(addressesOf(named), ['127.0.0.3']);
+    await using more = await startServer({ args: ['--provider', 'tcp', ...addresses, '--rails', '3'] });
+    assert.ok(more.records.some(({ level, msg }) => level === 'warn' && msg?.startsWith('Fewer rails') === true));
   });
 
   it('stops with 0 when asked by SIGTERM or SIGINT', async () => {

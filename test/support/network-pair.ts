@@ -94,6 +94,25 @@ export class NetworkPair implements AsyncDisposable {
     await run('ip', ['netns', 'exec', namespace, 'nft', rules.join('; ')]);
   }
 
+  /** Gives a host one more address: 198.18.77.`last`. */
+  async addAddress({ namespace, device }: Host, last: number): Promise<string> {
+    const address = `198.18.77.${last}`;
+    await run('ip', ['-n', namespace, 'address', 'add', `${address}/24`, 'dev', device]);
+    return address;
+  }
+
+  /** What comes to one address of a host, or goes from it, is dropped without a word. Taken back as {@link dropAllBut} is. */
+  async dropAddress({ namespace }: Host, address: string): Promise<void> {
+    const rules = [
+      'add table inet cut',
+      'add chain inet cut arriving { type filter hook input priority 0; policy accept; }',
+      `add rule inet cut arriving ip daddr ${address} drop`,
+      'add chain inet cut leaving { type filter hook output priority 0; policy accept; }',
+      `add rule inet cut leaving ip saddr ${address} drop`,
+    ];
+    await run('ip', ['netns', 'exec', namespace, 'nft', rules.join('; ')]);
+  }
+
   /** Takes {@link dropAllBut} back. */
   async dropNothing({ namespace }: Host): Promise<void> {
     await run('ip', ['netns', 'exec', namespace, 'nft', 'delete table inet cut']);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { chmod, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
+import { chmod, lstat, mkdir, readdir, readFile, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { describe, it } from 'node:test';
-import { openInput, prepareOutput, readFully } from '../../src/cli/local-files.js';
+import { openInput, prepareOutput, readFully, readPieces } from '../../src/cli/local-files.js';
 import { FabricKvError } from '../../src/protocol/errors.js';
 import { tempDir } from '../support/temp-dir.js';
 
@@ -29,6 +29,25 @@ describe('input files', () => {
     await readFully(file, bytes, 1);
     assert.equal(bytes.toString(), 'ello');
     assert.match((await fileError(readFully(file, bytes, 2))).message, /became shorter/);
+  });
+
+  it('gives its bytes in pieces, as often as it is asked to, and says so when the file becomes shorter', async () => {
+    await using dir = await tempDir();
+    const value = Buffer.alloc(2_500_000, 'abc');
+    await writeFile(dir.file('a'), value);
+    await using file = await openInput(dir.file('a'));
+    for (let round = 0; round < 2; round++) {
+      const pieces: Uint8Array[] = [];
+      for await (const piece of readPieces(file, value.length)) pieces.push(piece);
+      assert.ok(Buffer.concat(pieces).equals(value), 'pieces are not written over');
+    }
+    const rest = readPieces(file, value.length);
+    assert.equal((await rest.next()).done, false);
+    await truncate(dir.file('a'), 1_500_000);
+    const reading = async (): Promise<void> => {
+      for await (const _piece of rest) await Promise.resolve();
+    };
+    assert.match((await fileError(reading())).message, /had 2500000 bytes and ends at 1500000/);
   });
 
   it('says what is wrong with a missing file, a directory and a part that is no directory', async () => {

@@ -32,6 +32,10 @@ describe('settings', () => {
     assert.deepEqual(values['fabric-option'], {});
     assert.equal(values.drain, 10_000);
     assert.equal(values['redact-keys'], false);
+    assert.deepEqual(
+      [values.rails, values['spin-us'], values['progress-cpus'], values['numa-node'], values['max-quarantine']],
+      ['auto', 'auto', undefined, undefined, undefined],
+    );
     assert.ok(entries.every(({ source }) => source.kind === 'default'));
     assert.deepEqual(
       entries.map(({ name }) => name),
@@ -88,6 +92,34 @@ describe('settings', () => {
     assert.equal(values['redact-keys'], true);
     assert.equal(values.memory, 1024 ** 3);
     assert.equal(server({ env: { FABRICKV_REDACT_KEYS: '0' } }).values['redact-keys'], false);
+  });
+
+  it('reads what shapes the rails from flags, variables and the file', async () => {
+    await using dir = await tempDir();
+    const config = dir.file('config.json');
+    await writeFile(
+      config,
+      '{"rails": 2, "spin-us": 0, "progress-cpus": "7", "numa-node": 1, "max-quarantine": "1MiB"}',
+    );
+    const shaping = ({ values }: ReturnType<typeof server>) => [
+      values.rails,
+      values['spin-us'],
+      values['progress-cpus'],
+      values['numa-node'],
+      values['max-quarantine'],
+    ];
+    assert.deepEqual(shaping(server({ flags: { config } })), [2, 0, [7], 1, 1024 ** 2]);
+    const env = {
+      FABRICKV_RAILS: '10.0.0.1, fe80::1%eth0',
+      FABRICKV_SPIN_US: 'AUTO',
+      FABRICKV_PROGRESS_CPUS: '3,8-10,1',
+      FABRICKV_NUMA_NODE: '0',
+      FABRICKV_MAX_QUARANTINE: '2MiB',
+    };
+    const expected = [['10.0.0.1', 'fe80::1%eth0'], 'auto', [3, 8, 9, 10, 1], 0, 2 * 1024 ** 2];
+    assert.deepEqual(shaping(server({ flags: { config }, env })), expected);
+    const flags = { rails: 'rdmap0s6-rdm', 'spin-us': '50' };
+    assert.deepEqual(shaping(server({ flags, env })), [['rdmap0s6-rdm'], 50, ...expected.slice(2)]);
   });
 
   it('names the setting, its source and the remedy of what is wrong', async () => {
@@ -153,6 +185,14 @@ describe('settings', () => {
       ['inline-threshold', '0'],
       ['drain', '250ms'],
       ['drain', '0'],
+      ['rails', 'auto'],
+      ['rails', '3'],
+      ['rails', 'eth0, 10.0.0.1'],
+      ['spin-us', 'auto'],
+      ['spin-us', '100'],
+      ['progress-cpus', '4,0-2'],
+      ['numa-node', '0'],
+      ['max-quarantine', '5000'],
     ] as const) {
       const first = server({ flags: { [flag]: given } });
       const shown = first.entries.find(({ name }) => name === flag)?.value;

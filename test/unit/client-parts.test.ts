@@ -7,6 +7,7 @@ import { parseCallOptions, parseClientOptions } from '../../src/client/options.j
 import { PutData } from '../../src/client/put-data.js';
 import { SizeMemory } from '../../src/client/size-memory.js';
 import { StateMachine } from '../../src/client/state-machine.js';
+import { ValueCrc } from '../../src/client/value-crc.js';
 import { crc32c } from '../../src/fabric/index.js';
 import { encodeClientFrame } from '../../src/protocol/codec.js';
 import { FrameWriter } from '../../src/protocol/frame-writer.js';
@@ -184,12 +185,14 @@ describe('a large inline PUT', () => {
     const value = Buffer.alloc(length, 'abc');
     const ends: number[] = [];
     const source = { kind: 'bytes', bytes: value, length } as const;
+    const crc = new ValueCrc(true);
     const data = new PutData({
       operationId: 1,
       source,
+      crc,
       onPiece: () => undefined,
       onError: (error) => assert.fail(String(error)),
-      onEnd: (crc) => void ends.push(crc),
+      onEnd: () => void ends.push(crc.fields.crc32c),
     });
     return { data, ends, value };
   };

@@ -8,7 +8,15 @@ import { GetIntoOperation } from '../../src/client/get-into.js';
 import { type CallOptions, parseCallOptions, parseClientOptions } from '../../src/client/options.js';
 import { UserRegion } from '../../src/client/region.js';
 import type { ValueInfo } from '../../src/client/value.js';
-import { crc32c, type Fabric, type LocalRegion, mapMemory, type Rail, type RailInfo } from '../../src/fabric/index.js';
+import {
+  crc32c,
+  type Fabric,
+  FabricError,
+  type LocalRegion,
+  mapMemory,
+  type Rail,
+  type RailInfo,
+} from '../../src/fabric/index.js';
 import { FabricKvError, KvClient } from '../../src/index.js';
 import type { ClientMessage__Output } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
 import { waitFor } from '../support/wait-for.js';
@@ -57,6 +65,12 @@ class TestRail {
     return Promise.resolve();
   }
 
+  prove(): Promise<void> {
+    return this.info.quiescence === 'close-endpoint'
+      ? Promise.reject(new FabricError({ code: 'UNPROVABLE', call: 'prove', text: 'as the test wants it' }))
+      : Promise.resolve();
+  }
+
   async register({ length }: { length: number }): Promise<unknown> {
     const held = this.#held;
     this.#held = undefined;
@@ -87,6 +101,7 @@ class RailClient implements AsyncDisposable {
       providers: [{ name: 'tcp', rails: [rail as unknown as Rail] }],
       libfabric: undefined,
       missing: undefined,
+      replaceRail: () => Promise.reject(new Error('no client replaces a rail')),
       close: () => Promise.resolve(),
     };
     const core = new Core(parseClientOptions({ serverAddr: peer.addr, receiveMemory: 16 * MIB }), fabric);
@@ -158,7 +173,7 @@ describe('memory that a lost session may still write into', () => {
 
 describe('a region that is a source of writes', () => {
   test('leaves no registration behind, neither when one fails nor when it is released', async () => {
-    const rail = new TestRail('remove-peer', { needsLocalRegistration: true, maxRegionBytes: MIB / 4 });
+    const rail = new TestRail('fence', { needsLocalRegistration: true, maxRegionBytes: MIB / 4 });
     const dataPlane = new DataPlane({
       provider: 'tcp',
       rails: [rail as unknown as Rail],
@@ -183,7 +198,7 @@ describe('a region that is a source of writes', () => {
 describe('an operation that has sent nothing yet', () => {
   test('is tried again when its session ends while it registers its memory', async () => {
     await using peer = await peerFromSecondSession();
-    const rail = new TestRail('remove-peer');
+    const rail = new TestRail('fence');
     await using client = await RailClient.connect(peer, rail);
     const before = rail.registrations;
     const release = rail.holdRegister();
@@ -199,7 +214,7 @@ describe('an operation that has sent nothing yet', () => {
 
   test('waits for the next session when its own has begun to drain', async () => {
     await using peer = await peerFromSecondSession();
-    const rail = new TestRail('remove-peer');
+    const rail = new TestRail('fence');
     await using client = await RailClient.connect(peer, rail);
     const before = rail.registrations;
     const release = rail.holdRegister();

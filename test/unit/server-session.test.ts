@@ -280,14 +280,14 @@ describe('operations', () => {
       code: 'ERR_FABRICKV_CHECKSUM',
       outcome: 'NOT_APPLIED',
     },
-    'a range': {
-      body: { get: { key: KEY, rangeLength: 5 } },
-      code: 'ERR_FABRICKV_UNIMPLEMENTED',
+    'a range under a lease that is not there': {
+      body: { get: { leaseId: fromBigInt(5n), rangeLength: 5 } },
+      code: 'ERR_FABRICKV_LEASE_EXPIRED',
       outcome: 'NOT_A_MUTATION',
     },
-    'a lease': {
-      body: { get: { key: KEY, hold: true } },
-      code: 'ERR_FABRICKV_UNIMPLEMENTED',
+    'a version that is not there': {
+      body: { get: { key: KEY, onlyVersion: fromBigInt(5n) } },
+      code: 'ERR_FABRICKV_VERSION_CHANGED',
       outcome: 'NOT_A_MUTATION',
     },
     'a TTL': {
@@ -301,7 +301,6 @@ describe('operations', () => {
       outcome: 'NOT_APPLIED',
     },
     'a List': { body: { list: {} }, code: 'ERR_FABRICKV_UNIMPLEMENTED', outcome: 'NOT_A_MUTATION' },
-    'a LeaseEnd': { body: { leaseEnd: {} }, code: 'ERR_FABRICKV_UNIMPLEMENTED', outcome: 'NOT_A_MUTATION' },
     'a message without a body': { body: {}, code: 'ERR_FABRICKV_UNIMPLEMENTED', outcome: 'NOT_A_MUTATION' },
     'a sink in no region': {
       body: { get: { key: Buffer.from('there'), inlineMax: 0, sink: { regionId: 9, offset: 0, length: 10 } } },

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { Arena, type Extent, type WriteBarrier } from '../../src/server/store/arena.js';
+import { Arena, type Extent, type QuarantineReason, type WriteBarrier } from '../../src/server/store/arena.js';
 import { configureProperties } from './support/seed.js';
 
 configureProperties(200);
@@ -17,6 +17,7 @@ function arenaOf(sizeBytes: number, segmentBytes: number, extentBytesMax: number
 /** A barrier that the test proves. */
 class Barrier implements WriteBarrier {
   proven = false;
+  waitsFor: QuarantineReason = 'proving';
   private readonly callbacks: (() => void)[] = [];
 
   whenProven(callback: () => void): void {
@@ -37,8 +38,8 @@ function allocate(arena: Arena, length: number): Extent[] {
 }
 
 function addsUp(arena: Arena): void {
-  const { totalBytes, usedBytes, freeBytes, quarantinedBytes } = arena.usage;
-  assert.equal(usedBytes + freeBytes + quarantinedBytes, totalBytes);
+  const { totalBytes, usedBytes, freeBytes, reservedBytes, quarantinedBytes } = arena.usage;
+  assert.equal(usedBytes + freeBytes + reservedBytes + quarantinedBytes, totalBytes);
 }
 
 test('an empty arena is free to its last whole cache line', () => {
@@ -46,6 +47,7 @@ test('an empty arena is free to its last whole cache line', () => {
     totalBytes: 960,
     usedBytes: 0,
     freeBytes: 960,
+    reservedBytes: 0,
     quarantinedBytes: 0,
   });
 });
@@ -57,10 +59,22 @@ test('what a peer could write to is used again only after the proof', () => {
   const barrier = new Barrier();
   extent.barrier = barrier;
   arena.release([extent]);
-  assert.deepEqual(arena.usage, { totalBytes: 4096, usedBytes: 0, freeBytes: 64, quarantinedBytes: 4032 });
+  assert.deepEqual(arena.usage, {
+    totalBytes: 4096,
+    usedBytes: 0,
+    freeBytes: 64,
+    reservedBytes: 0,
+    quarantinedBytes: 4032,
+  });
   assert.equal(arena.allocate(65), undefined);
   barrier.prove();
-  assert.deepEqual(arena.usage, { totalBytes: 4096, usedBytes: 0, freeBytes: 4096, quarantinedBytes: 0 });
+  assert.deepEqual(arena.usage, {
+    totalBytes: 4096,
+    usedBytes: 0,
+    freeBytes: 4096,
+    reservedBytes: 0,
+    quarantinedBytes: 0,
+  });
   const [again] = allocate(arena, 4096);
   assert.equal(again?.barrier, undefined, 'the next owner has no barrier of the last');
 });
@@ -78,7 +92,37 @@ test('an extent whose barrier is proven is free at once, beside one that waits',
   barriers[2]?.prove();
   assert.equal(arena.usage.quarantinedBytes, 1024);
   barriers[1]?.prove();
-  assert.deepEqual(arena.usage, { totalBytes: 4096, usedBytes: 0, freeBytes: 4096, quarantinedBytes: 0 });
+  assert.deepEqual(arena.usage, {
+    totalBytes: 4096,
+    usedBytes: 0,
+    freeBytes: 4096,
+    reservedBytes: 0,
+    quarantinedBytes: 0,
+  });
+});
+
+test('what is reserved is claimed part by part, or given up, and waits for the proof either way', () => {
+  const arena = arenaOf(8192, 8192, 4096);
+  const [range, second] = arena.reserve(6000) ?? [];
+  assert.ok(range !== undefined && second !== undefined);
+  assert.deepEqual([range.length, second.length, arena.usage.reservedBytes], [4096, 1904, 4096 + 1920]);
+  arena.cancelReservation([second]);
+  assert.equal(arena.usage.reservedBytes, 4096);
+  const barrier = new Barrier();
+  const extent = arena.claim({ offset: range.offset + 64, length: 1000 }, barrier);
+  assert.deepEqual([arena.usage.usedBytes, arena.usage.reservedBytes], [1024, 3072]);
+  arena.giveUp({ offset: range.offset, length: 64 }, barrier);
+  arena.giveUp({ offset: range.offset + 1088, length: 4096 - 1088 }, barrier);
+  assert.deepEqual([arena.usage.reservedBytes, arena.usage.quarantinedBytes], [0, 3072]);
+  barrier.waitsFor = 'unprovable';
+  assert.deepEqual(arena.quarantinedBy(), { open: 0, proving: 0, unprovable: 3072 });
+  barrier.prove();
+  assert.deepEqual(arena.quarantinedBy(), { open: 0, proving: 0, unprovable: 0 });
+  addsUp(arena);
+  arena.release([extent]);
+  assert.equal(arena.usage.freeBytes, 8192);
+  assert.equal(arena.reserve(8193), undefined);
+  assert.throws(() => arena.claim({ offset: 0, length: 64 }, barrier), /not reserved/);
 });
 
 test('bytes come back as they were written, over extents and segments', () => {

@@ -88,6 +88,8 @@ test('references that do not match are defects', () => {
   const store = newStore();
   const value = publish(store, 'k', Buffer.alloc(100));
   store.remove(0, Buffer.from('k'));
+  assert.throws(() => value.hold({ onSuperseded: () => undefined }), /has left the index/);
+  assert.throws(() => value.letGo({ onSuperseded: () => undefined }), /does not hold it/);
   assert.throws(() => value.release(), /twice/);
   assert.throws(() => value.retain(), /freed/);
   assert.equal(store.arena.usage.usedBytes, 0);

@@ -3,7 +3,7 @@
  * still write to an extent it learns from the extent's barrier.
  */
 
-import { alignedLength, ExtentAllocator, type Range } from './extent-allocator.js';
+import { alignedLength, EXTENT_ALIGNMENT_BYTES, ExtentAllocator, type Range } from './extent-allocator.js';
 
 /** The bytes themselves: a contiguous range of addresses, viewed in segments. */
 export interface ArenaMemory {
@@ -14,11 +14,19 @@ export interface ArenaMemory {
 }
 
 /**
+ * Why freed memory is not free yet. `open`: its window is still offered. `proving`: its window is closed, and the proof is
+ * under way. `unprovable`: only the end of a rail's endpoint proves it.
+ */
+export type QuarantineReason = 'open' | 'proving' | 'unprovable';
+
+/**
  * Stands between an extent that a peer could write to and its next use: whether it is proved that no write to it can
  * still land.
  */
 export interface WriteBarrier {
   readonly proven: boolean;
+  /** What it waits for, as long as it is not proven. */
+  readonly waitsFor: QuarantineReason;
   /** Calls back once, when it is proven; at once if it is. */
   whenProven(callback: () => void): void;
 }
@@ -29,11 +37,13 @@ export interface Extent extends Range {
   barrier?: WriteBarrier;
 }
 
-/** How the arena's bytes are used; the four add up to `totalBytes`. */
+/** How the arena's bytes are used; the others add up to `totalBytes`. */
 export interface ArenaUsage {
   readonly totalBytes: number;
   readonly usedBytes: number;
   readonly freeBytes: number;
+  /** In windows, for values that are still to come. */
+  readonly reservedBytes: number;
   /** Freed, but it is not proved yet that nobody can write to it. */
   readonly quarantinedBytes: number;
 }
@@ -41,7 +51,9 @@ export interface ArenaUsage {
 /** Hands out extents and takes them back. */
 export class Arena {
   private readonly allocator: ExtentAllocator;
+  private reserved = 0;
   private quarantined = 0;
+  private readonly quarantine = new Map<WriteBarrier, number>();
 
   constructor(
     private readonly memory: ArenaMemory,
@@ -73,11 +85,52 @@ export class Arena {
       }
       const bytes = alignedLength(extent.length);
       this.quarantined += bytes;
+      const others = this.quarantine.get(barrier);
+      this.quarantine.set(barrier, (others ?? 0) + bytes);
       barrier.whenProven(() => {
         this.quarantined -= bytes;
+        this.quarantine.delete(barrier);
         this.allocator.release(extent);
       });
     }
+  }
+
+  /**
+   * Takes ranges for windows, each at most one extent long. What lies in them is reserved until it is claimed or given up.
+   *
+   * @returns undefined when there is not enough free; nothing is taken then
+   */
+  reserve(length: number): Range[] | undefined {
+    const ranges = this.allocator.allocate(length, this.extentBytesMax);
+    for (const range of ranges ?? []) this.reserved += alignedLength(range.length);
+    return ranges;
+  }
+
+  /** Gives back what was reserved and nobody ever had access to. */
+  cancelReservation(ranges: readonly Range[]): void {
+    for (const range of ranges) {
+      this.unreserve(range);
+      this.allocator.release(range);
+    }
+  }
+
+  /** A part of what was reserved becomes an extent of a value. It begins at a multiple of the alignment. */
+  claim(range: Range, barrier: WriteBarrier): Extent {
+    this.unreserve(range);
+    return { ...range, barrier };
+  }
+
+  /** A part of what was reserved is not wanted any more: it is free when its barrier is proven. */
+  giveUp(range: Range, barrier: WriteBarrier): void {
+    this.unreserve(range);
+    this.release([{ ...range, barrier }]);
+  }
+
+  /** What is in quarantine, by what it waits for. */
+  quarantinedBy(): Readonly<Record<QuarantineReason, number>> {
+    const sums = { open: 0, proving: 0, unprovable: 0 };
+    for (const [{ waitsFor }, bytes] of this.quarantine) sums[waitsFor] += bytes;
+    return sums;
   }
 
   /** The bytes of an extent, as a view. */
@@ -120,13 +173,32 @@ export class Arena {
     return Buffer.alloc(0);
   }
 
+  /** A copy of `length` bytes of the value, from its byte `at`. The value must have them. */
+  copy(extents: readonly Extent[], at: number, length: number): Buffer {
+    const bytes = Buffer.allocUnsafe(length);
+    for (let done = 0; done < length; ) {
+      const copied = this.read(extents, at + done, length - done).copy(bytes, done);
+      if (copied === 0) throw new Error('copy beyond the end of the extents');
+      done += copied;
+    }
+    return bytes;
+  }
+
   get usage(): ArenaUsage {
     const { freeBytes, usableBytes } = this.allocator;
     return {
       totalBytes: usableBytes,
-      usedBytes: usableBytes - freeBytes - this.quarantined,
+      usedBytes: usableBytes - freeBytes - this.quarantined - this.reserved,
       freeBytes,
+      reservedBytes: this.reserved,
       quarantinedBytes: this.quarantined,
     };
+  }
+  private unreserve({ offset, length }: Range): void {
+    const bytes = alignedLength(length);
+    if (offset % EXTENT_ALIGNMENT_BYTES !== 0 || bytes > this.reserved) {
+      throw new Error(`the range at ${offset} is not reserved`);
+    }
+    this.reserved -= bytes;
   }
 }

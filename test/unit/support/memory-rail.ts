@@ -1,4 +1,4 @@
-import { FabricError, type Rail, remoteAddress, remoteKey } from '../../../src/fabric/index.js';
+import { FabricError, type Rail, type RailInfo, remoteAddress, remoteKey } from '../../../src/fabric/index.js';
 
 /** A write that was posted and has not come back. */
 export interface PendingWrite {
@@ -6,6 +6,12 @@ export interface PendingWrite {
   readonly peer: number;
   readonly regions: readonly number[];
   readonly onDone: (error?: FabricError) => void;
+}
+
+/** A piece of a mapping. */
+export interface MappedRange {
+  readonly offset: number;
+  readonly length: number;
 }
 
 interface Command {
@@ -18,8 +24,14 @@ interface Command {
  * plane are tested on a real one. Commands are answered in order, at once or, while `held`, one by one by {@link next}.
  */
 export class MemoryRail {
-  readonly info = { quiescence: 'remove-peer', provider: 'tcp' } as const;
-  state: 'open' | 'closed' = 'open';
+  readonly info = {
+    quiescence: 'fence',
+    provider: 'tcp',
+    address: Buffer.from('server'),
+    addressFormat: 'FI_SOCKADDR_IN',
+    needsLocalRegistration: false,
+  } as Pick<RailInfo, 'quiescence' | 'provider' | 'address' | 'addressFormat' | 'needsLocalRegistration'>;
+  state: 'open' | 'failed' | 'closed' = 'open';
   held = false;
   /** Commands in the order in which they were asked for. */
   readonly log: string[] = [];
@@ -27,9 +39,14 @@ export class MemoryRail {
   readonly failing = new Set<string>();
   readonly writes: PendingWrite[] = [];
   readonly cancelled: number[] = [];
+  /** Peers that were pinged. */
+  readonly pings: number[] = [];
   /** Of the address vector. */
   readonly peers = new Set<number>();
-  readonly regions = new Set<number>();
+  /** What is registered for the writes of others, as ranges of its mapping. */
+  readonly regions = new Map<number, MappedRange>();
+  /** What was deregistered, and no proof that was asked for since has come. */
+  readonly unproven = new Set<MappedRange>();
   readonly remotes = new Map<number, { readonly peer: number; readonly key: bigint }>();
   private readonly queue: Command[] = [];
   private ids = 0;
@@ -50,16 +67,21 @@ export class MemoryRail {
     await turn();
   }
 
-  register(): Promise<object> {
+  register(range: MappedRange = { offset: 0, length: 1 }): Promise<object> {
     const id = ++this.ids;
     return this.command('register', () => {
-      this.regions.add(id);
+      this.regions.set(id, { offset: range.offset, length: range.length });
       return { id, address: remoteAddress(0n), key: remoteKey(BigInt(id)), length: 1 };
     });
   }
 
   deregister(region: { readonly id: number }): Promise<unknown> {
-    return this.command('deregister', () => this.regions.delete(region.id));
+    return this.command('deregister', () => {
+      const range = this.regions.get(region.id);
+      if (range === undefined) throw new Error(`region ${region.id} is closed twice`);
+      this.regions.delete(region.id);
+      if (this.info.quiescence !== 'close-region') this.unproven.add(range);
+    });
   }
 
   insertPeer(): Promise<number> {
@@ -75,6 +97,42 @@ export class MemoryRail {
       if (!this.peers.delete(id)) throw new Error(`peer ${id} is removed twice`);
       for (const write of this.writes.filter(({ peer }) => peer === id)) this.complete(write, 'CANCELLED');
     });
+  }
+
+  /** What is in flight to the peer comes back; the peer stays. */
+  disconnectPeer(id: number): Promise<unknown> {
+    return this.command('disconnectPeer', () => {
+      for (const write of this.writes.filter(({ peer }) => peer === id)) this.complete(write, 'TRANSFER_FAILED');
+    });
+  }
+
+  prove(): Promise<unknown> {
+    if (this.info.quiescence === 'close-endpoint') return Promise.reject(fabricError('prove', 'UNPROVABLE'));
+    const covered = [...this.unproven];
+    return this.command('prove', () => {
+      for (const range of covered) this.unproven.delete(range);
+    });
+  }
+
+  pingPeer({ peer, remoteRegionId, onDone }: Parameters<Rail['pingPeer']>[0]): number {
+    if (this.remotes.get(remoteRegionId)?.peer !== peer) throw new Error(`no region ${remoteRegionId} of that peer`);
+    this.pings.push(peer);
+    queueMicrotask(() => onDone());
+    return ++this.ids;
+  }
+
+  bytesCompleted(): number {
+    return 0;
+  }
+
+  close(): Promise<void> {
+    this.log.push('close');
+    this.state = 'closed';
+    for (const write of [...this.writes]) this.complete(write, 'RAIL_CLOSED');
+    this.regions.clear();
+    this.unproven.clear();
+    this.peers.clear();
+    return Promise.resolve();
   }
 
   defineRemote({ peer, key }: { readonly peer: number; readonly key: bigint }): number {
@@ -122,7 +180,8 @@ export class MemoryRail {
     this.log.push(name);
     return new Promise((resolve, reject) => {
       const settle = (): void => {
-        if (this.failing.has(name)) reject(fabricError(name, 'TRANSFER_FAILED'));
+        if (this.state !== 'open') reject(fabricError(name, 'RAIL_CLOSED'));
+        else if (this.failing.has(name)) reject(fabricError(name, 'TRANSFER_FAILED'));
         else resolve(work());
       };
       if (this.held) this.queue.push({ name, settle });

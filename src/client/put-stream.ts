@@ -1,0 +1,164 @@
+/**
+ * `client.putStream`: a value that nobody has in memory. A short one is collected and put like any other; a long one is staged
+ * piece by piece and written into a grant that grows with it, or sent as Data.
+ */
+
+import { FabricKvError } from '../protocol/errors.js';
+import { DATA_BYTES_MAX } from '../protocol/limits.js';
+import { formatSize } from '../protocol/units.js';
+import type { ClientCore } from './operation.js';
+import type { CallSettings } from './options.js';
+import { PutOperation } from './put.js';
+import { memoryFeed, streamFeed } from './put-feed.js';
+import type { Session } from './session.js';
+import { StreamLength } from './stream-length.js';
+import { type ByteStream, isStream, StreamReader, type StreamSource } from './stream-reader.js';
+import { ValueCrc } from './value-crc.js';
+
+/** A stream of unknown length that has to go inline is collected up to this length: Data has to say the length first. */
+const COLLECTED_BYTES_MAX = 64 * 1024 * 1024;
+
+/** How much of a stream is kept in memory, and whether its end must have come by then. */
+interface Plan {
+  readonly keptBytesMax: number;
+  readonly mustEnd: boolean;
+}
+
+/** Writes one stream. */
+export class PutStreamOperation extends PutOperation {
+  readonly #open: (() => ByteStream) | undefined;
+  readonly #known: number | undefined;
+  #reader: StreamReader | undefined;
+
+  /** @throws ERR_FABRICKV_INVALID_ARGUMENT */
+  constructor(core: ClientCore, key: Buffer, source: StreamSource, length: number | undefined, call: CallSettings) {
+    const reader = typeof source === 'function' ? undefined : new StreamReader(source);
+    super(core, key, unopened(length), call);
+    this.#reader = reader;
+    this.#open = typeof source === 'function' ? source : undefined;
+    this.#known = length;
+  }
+
+  protected override attempt(session: Session): void {
+    if (this.outcome() === 'unknown' || this.feed.inMemory) super.attempt(session);
+    else void this.guardAsync(() => this.#begin(session));
+  }
+
+  protected override sessionLost(): void {
+    super.sessionLost();
+    this.#reader?.interrupt();
+    if (this.outcome() === 'unknown' || this.mayRepeat()) return;
+    throw new FabricKvError(
+      'ERR_FABRICKV_CONNECTION_LOST',
+      'the connection was lost in the middle of the stream: give putStream a function that begins the stream anew, and it goes on by itself',
+      { outcome: 'not-applied' },
+    );
+  }
+
+  protected override release(): void {
+    super.release();
+    this.#reader?.close();
+  }
+
+  protected override mayRepeat(): boolean {
+    return this.feed.inMemory || this.#open !== undefined || this.#reader?.spent === false;
+  }
+
+  async #begin(session: Session): Promise<void> {
+    const { valueBytesMax } = session.greeting;
+    const length = new StreamLength(this.#known, valueBytesMax);
+    length.checkKnown();
+    const reader = this.#unspentReader();
+    const { keptBytesMax, mustEnd } = this.#plan(session);
+    const readiness = keptBytesMax === 0 ? 'bytes' : await reader.keep(Math.min(keptBytesMax, length.bytesMax));
+    // Interrupted, it begins again with the next session.
+    if (this.settled || this.session !== session || readiness === 'interrupted') return;
+    if (readiness === 'ended') {
+      length.checkEnd(reader.keptBytes);
+      const bytes = reader.keptAsOne();
+      reader.close();
+      this.feed = memoryFeed({ kind: 'bytes', bytes, length: bytes.length });
+      this.trace.bytes = bytes.length;
+    } else {
+      if (reader.keptBytes > length.bytesMax) length.checkMore(length.bytesMax);
+      if (mustEnd) throw this.#needsLength(session);
+      this.feed = streamFeed(reader, this.#known, valueBytesMax);
+    }
+    if (session.state === 'open') this.guard(() => super.attempt(session));
+    else this.waitForSession();
+  }
+
+  #plan(session: Session): Plan {
+    if (this.#known !== undefined) {
+      return {
+        keptBytesMax: this.#known <= DATA_BYTES_MAX ? DATA_BYTES_MAX : 0,
+        mustEnd: this.#known <= DATA_BYTES_MAX,
+      };
+    }
+    if (session.receiveMemory === undefined) return { keptBytesMax: COLLECTED_BYTES_MAX, mustEnd: true };
+    const threshold = this.call.inlineThreshold ?? session.greeting.putInlineThreshold;
+    return {
+      keptBytesMax: Math.min(COLLECTED_BYTES_MAX, Math.max(threshold, DATA_BYTES_MAX)),
+      mustEnd: threshold > COLLECTED_BYTES_MAX,
+    };
+  }
+
+  /** A reader that stands at the beginning of the stream. */
+  #unspentReader(): StreamReader {
+    if (this.#reader?.spent === false) return this.#reader;
+    const open = this.#open;
+    if (open === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a stream that was read is begun again');
+    if (this.#reader !== undefined) {
+      // Nothing was applied under the old id, and the server may still have something to say about it.
+      this.renewOperationId();
+      this.#reader.close();
+    }
+    this.crc = new ValueCrc(this.call.checksum);
+    this.#reader = new StreamReader(opened(open));
+    return this.#reader;
+  }
+
+  #needsLength(session: Session): FabricKvError {
+    const { inlineOnlyReason } = this.core.connection;
+    const why =
+      session.receiveMemory === undefined
+        ? `the session is inline-only: ${inlineOnlyReason ?? ''}`
+        : 'it is to go inline';
+    return new FabricKvError(
+      'ERR_FABRICKV_INVALID_ARGUMENT',
+      `a stream of more than ${formatSize(COLLECTED_BYTES_MAX)} needs its length given (options.length), because ${why}`,
+      { outcome: 'not-applied' },
+    );
+  }
+}
+
+/** Closes a stream whose PUT never began. */
+export function closeStream(source: unknown): void {
+  if (isStream(source)) new StreamReader(source).close();
+}
+
+function opened(open: () => ByteStream): ByteStream {
+  try {
+    return open();
+  } catch (error) {
+    if (error instanceof FabricKvError) throw error;
+    const why = error instanceof Error ? error.message : String(error);
+    throw new FabricKvError('ERR_FABRICKV_CANCELLED', `the source of the value failed: ${why}`, { cause: error });
+  }
+}
+
+/** Stands for the stream until it is known how it goes. */
+function unopened(length: number | undefined): ReturnType<typeof memoryFeed> {
+  const notYet = (): never => {
+    throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'the stream has not begun');
+  };
+  return {
+    length,
+    inMemory: false,
+    transfer: notYet,
+    sendData: notYet,
+    whole: notYet,
+    prepare: () => undefined,
+    release: () => undefined,
+  };
+}

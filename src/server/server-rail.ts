@@ -1,0 +1,185 @@
+/**
+ * A place among a provider's rails: the endpoint that is there now, and the proofs that it owes. When the endpoint is
+ * replaced the place stays.
+ */
+
+import type { Logger } from 'pino';
+import { FabricError, type Rail } from '../fabric/index.js';
+
+/** Rounds of proof begin this long after the last one, unless somebody waits for the memory. */
+const PROOF_INTERVAL_MS = 20;
+
+/** A round that failed is tried again after this. */
+const PROOF_RETRY_MS = 1000;
+
+/** `resting`. `due`: something waits, and a round begins soon. `running`. `closed`: the endpoint is, which proves all. */
+type ProofState = 'resting' | 'due' | 'running' | 'closed';
+
+const TRANSITIONS: Readonly<Record<ProofState, readonly ProofState[]>> = {
+  resting: ['due', 'closed'],
+  due: ['running', 'closed'],
+  running: ['resting', 'due', 'closed'],
+  closed: [],
+};
+
+/** The proofs of one endpoint, in rounds that are shared. */
+class RailProofs {
+  private state: ProofState = 'resting';
+  /** What waits for the next round. */
+  private waiting: (() => void)[] = [];
+  /** What only the end of the endpoint proves. */
+  private readonly held: (() => void)[] = [];
+  private timer: NodeJS.Timeout | undefined;
+  private round: Promise<void> = Promise.resolve();
+  private lastEndedMs = Number.NEGATIVE_INFINITY;
+  private failed = false;
+
+  constructor(
+    readonly rail: Rail,
+    private readonly logger: Logger,
+  ) {}
+
+  get heldCount(): number {
+    return this.held.length;
+  }
+
+  /** Resolves when no write into what was closed before this call can land; never rejects. */
+  prove(): Promise<void> {
+    const { quiescence } = this.rail.info;
+    if (quiescence === 'close-region' || this.state === 'closed') return Promise.resolve();
+    if (quiescence === 'close-endpoint') return this.proveByClosing();
+    return new Promise((resolve) => {
+      this.waiting.push(resolve);
+      this.schedule(PROOF_INTERVAL_MS);
+    });
+  }
+
+  /** For a region that could not be closed. */
+  proveByClosing(): Promise<void> {
+    return this.state === 'closed' ? Promise.resolve() : new Promise((resolve) => this.held.push(resolve));
+  }
+
+  /** Somebody waits: what is due begins now. Resolves when every round that was asked for has ended, however. */
+  async hurry(): Promise<void> {
+    // A round that is under way may have missed what was closed meanwhile.
+    if (this.state === 'running') await this.round;
+    if (this.state !== 'due') return;
+    this.begin();
+    await this.round;
+  }
+
+  /** The endpoint is closed, and its CQ is never read again: nothing that was begun on it can land. */
+  closed(): void {
+    if (this.state === 'closed') return;
+    this.become('closed');
+    clearTimeout(this.timer);
+    for (const resolve of [...this.waiting.splice(0), ...this.held.splice(0)]) resolve();
+  }
+
+  private schedule(afterMs: number): void {
+    if (this.state !== 'resting') return;
+    this.become('due');
+    const delayMs = Math.max(0, this.lastEndedMs + afterMs - performance.now());
+    this.timer = setTimeout(() => this.begin(), delayMs).unref();
+  }
+
+  private begin(): void {
+    if (this.state !== 'due') return;
+    clearTimeout(this.timer);
+    this.become('running');
+    this.round = this.run();
+  }
+
+  private async run(): Promise<void> {
+    const covered = this.waiting.splice(0);
+    this.failed = false;
+    try {
+      await this.rail.prove();
+      for (const resolve of covered) resolve();
+    } catch (error) {
+      this.failed = true;
+      if (error instanceof FabricError && error.code === 'UNPROVABLE') {
+        this.held.push(...covered);
+      } else {
+        this.waiting.unshift(...covered);
+        // One that is closed or has failed says so itself, and the end of its endpoint is the proof.
+        if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) {
+          this.logger.error({ err: error }, 'It could not be proved that no late write can land; memory is held back');
+        }
+      }
+    }
+    this.lastEndedMs = performance.now();
+    if (this.isClosed()) {
+      for (const resolve of this.waiting.splice(0)) resolve();
+      return;
+    }
+    this.become('resting');
+    if (this.waiting.length > 0) this.schedule(this.failed ? PROOF_RETRY_MS : PROOF_INTERVAL_MS);
+  }
+
+  private isClosed(): boolean {
+    return this.state === 'closed';
+  }
+
+  private become(next: ProofState): void {
+    if (!TRANSITIONS[this.state].includes(next)) throw new Error(`a rail's proofs go from ${this.state} to ${next}`);
+    this.state = next;
+  }
+}
+
+/** One of a provider's rails on the server. */
+export class ServerRail {
+  /** Counts from 1, and with every endpoint that takes the place. */
+  generation = 1;
+  private proofs: RailProofs;
+  private readonly logger: Logger;
+
+  constructor(
+    rail: Rail,
+    /** Its place among the provider's rails, */
+    readonly index: number,
+    /** and how many there are. */
+    readonly count: number,
+    logger: Logger,
+  ) {
+    this.logger = logger;
+    this.proofs = new RailProofs(rail, logger);
+  }
+
+  /** The endpoint. */
+  get rail(): Rail {
+    return this.proofs.rail;
+  }
+
+  /** Whether memory is held back that only the end of the endpoint frees. */
+  get holdsUnprovable(): boolean {
+    return this.proofs.heldCount > 0;
+  }
+
+  /** The proofs of the endpoint that is there now, for a region that is registered on it. */
+  get currentProofs(): Pick<RailProofs, 'rail' | 'prove' | 'proveByClosing'> {
+    return this.proofs;
+  }
+
+  /** Begins what proofs are due now; resolves when they have ended, however. */
+  hurry(): Promise<void> {
+    return this.proofs.hurry();
+  }
+
+  /**
+   * Another endpoint takes the place.
+   *
+   * @returns what to call when the old one is closed
+   */
+  replace(rail: Rail): () => void {
+    const old = this.proofs;
+    this.proofs = new RailProofs(rail, this.logger);
+    this.generation += 1;
+    return () => old.closed();
+  }
+
+  /** The endpoint is closed, and no other comes. */
+  closed(): void {
+    this.proofs.closed();
+  }
+}
