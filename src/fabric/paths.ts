@@ -22,6 +22,8 @@ const PROBE_INTERVAL_MS_MAX = 2000;
 export interface PathTraffic {
   /** Bytes that have landed so far; only whether it grows matters. */
   readonly landedBytes: number;
+  /** Posts nothing more of it on this path; what was posted comes back, and the rest goes on elsewhere. */
+  cut(): void;
 }
 
 /** - `up`: in use. - `out`: it has failed, and is probed. - `gone`: replaced, or its owner has left. */
@@ -155,7 +157,9 @@ export class PeerPaths {
         path.lastProgressMs = nowMs;
       } else if (nowMs - path.lastProgressMs >= this.#stallMs) {
         path.lastProgressMs = nowMs;
-        // What is in flight comes back with an error, and goes on elsewhere. A rail that cannot do even that is closed by its owner.
+        // Of some writes nothing may have been posted yet: those are no business of the connection's.
+        for (const traffic of path.traffic) traffic.cut();
+        // What is in flight comes back with an error. A rail that cannot do even that is closed by its owner.
         path.rail.disconnectPeer(path.peer).catch(() => undefined);
       }
     }

@@ -127,6 +127,9 @@ export class StripedWrite {
       get landedBytes() {
         return this.transfer === undefined ? 0 : rail.bytesCompleted(this.transfer);
       },
+      cut() {
+        if (this.transfer !== undefined) rail.cancel(this.transfer);
+      },
     };
     try {
       part.transfer = rail.write({

@@ -198,6 +198,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       } else if (request.length === 0) {
         // It is streamed, or has no bytes.
         if (this.windows === undefined) throw noDataPlane();
+        this.trace.mark('put.allocated', { extents: 0 });
         this.sendGrant([]);
       } else {
         const places = await this.grant(request.length, 'opening');

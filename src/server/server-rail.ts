@@ -9,6 +9,9 @@ import { FabricError, type Rail } from '../fabric/index.js';
 /** Rounds of proof begin this long after the last one, unless somebody waits for the memory. */
 const PROOF_INTERVAL_MS = 20;
 
+/** And never so often that they take more than one part in this of the time: with a thousand peers a round is work. */
+const PROOF_TIME_PART = 5;
+
 /** A round that failed is tried again after this. */
 const PROOF_RETRY_MS = 1000;
 
@@ -32,6 +35,7 @@ class RailProofs {
   private timer: NodeJS.Timeout | undefined;
   private round: Promise<void> = Promise.resolve();
   private lastEndedMs = Number.NEGATIVE_INFINITY;
+  private lastTookMs = 0;
   private failed = false;
 
   constructor(
@@ -79,7 +83,8 @@ class RailProofs {
   private schedule(afterMs: number): void {
     if (this.state !== 'resting') return;
     this.become('due');
-    const delayMs = Math.max(0, this.lastEndedMs + afterMs - performance.now());
+    const restMs = Math.max(afterMs, this.lastTookMs * (PROOF_TIME_PART - 1));
+    const delayMs = Math.max(0, this.lastEndedMs + restMs - performance.now());
     this.timer = setTimeout(() => this.begin(), delayMs).unref();
   }
 
@@ -92,6 +97,7 @@ class RailProofs {
 
   private async run(): Promise<void> {
     const covered = this.waiting.splice(0);
+    const beganMs = performance.now();
     this.failed = false;
     try {
       await this.rail.prove();
@@ -109,6 +115,7 @@ class RailProofs {
       }
     }
     this.lastEndedMs = performance.now();
+    this.lastTookMs = this.lastEndedMs - beganMs;
     if (this.isClosed()) {
       for (const resolve of this.waiting.splice(0)) resolve();
       return;
