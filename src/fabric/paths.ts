@@ -3,12 +3,15 @@
  * until it is back; while there is another one, nothing waits for it.
  */
 
-import type { FabricError } from './errors.js';
+import { FabricError } from './errors.js';
 import type { PeerId, RemoteRegionId, TransferId } from './ids.js';
 import type { Rail } from './rail.js';
 
 /** A path on which nothing completes for this long, while something is in flight on it, is cut and taken out. */
 export const STALL_MS_DEFAULT = 1000;
+
+/** While the rail is busy with other peers, a path may wait so much longer: it may be slow because they are many. */
+const BUSY_RAIL_PATIENCE = 5;
 
 /** How often paths with writes in flight are looked at. */
 const WATCH_INTERVAL_MS = 250;
@@ -18,7 +21,7 @@ const PROBE_FIRST_MS = 100;
 /** up to this. */
 const PROBE_INTERVAL_MS_MAX = 2000;
 
-/** What a path tells of the writes that are in flight on it. */
+/** What a path is told of the writes on it. */
 export interface PathTraffic {
   /** Bytes that have landed so far; only whether it grows matters. */
   readonly landedBytes: number;
@@ -41,6 +44,8 @@ export class PeerPath {
   lastLandedBytes = 0;
   /** @internal */
   lastProgressMs = 0;
+  /** @internal What the whole rail had written then; undefined until it is first looked at. */
+  railBytesAtProgress: number | undefined;
 
   constructor(
     /** Its place among the paths to this peer. */
@@ -51,7 +56,10 @@ export class PeerPath {
 
   /** A write on it begins. */
   enter(traffic: PathTraffic): void {
-    if (this.traffic.size === 0) this.lastProgressMs = performance.now();
+    if (this.traffic.size === 0) {
+      this.lastProgressMs = performance.now();
+      this.railBytesAtProgress = undefined;
+    }
     this.traffic.add(traffic);
   }
 
@@ -104,18 +112,17 @@ export class PeerPaths {
    * good as a probe.
    */
   usable(): readonly PeerPath[] {
+    if (this.#paths.length === 1) return this.#paths[0]?.rail.state === 'open' ? this.#paths : [];
     const open = this.#paths.filter(({ rail, state }) => rail.state === 'open' && state !== 'gone');
     const up = open.filter(({ state }) => state === 'up');
     return up.length > 0 ? up : open;
   }
 
-  /** One of the usable paths, in turn; undefined when there is none. */
-  next(): PeerPath | undefined {
-    const [only] = this.#paths;
-    if (this.#paths.length === 1 && only?.state === 'up' && only.rail.state === 'open') return only;
-    const usable = this.usable();
-    this.#turn = (this.#turn + 1) % Math.max(1, usable.length);
-    return usable[this.#turn];
+  /** One of some paths, in turn; none of none. */
+  oneOf(paths: readonly PeerPath[]): readonly PeerPath[] {
+    this.#turn += 1;
+    const path = paths[this.#turn % paths.length];
+    return path === undefined ? [] : [path];
   }
 
   /** A write on the path has failed. It is taken out, if it is not the only one, and probed. */
@@ -152,11 +159,16 @@ export class PeerPaths {
       busy = true;
       let landedBytes = path.settledBytes;
       for (const traffic of path.traffic) landedBytes += traffic.landedBytes;
+      const railBytes = path.rail.stats().bytesWritten;
+      path.railBytesAtProgress ??= railBytes;
+      const patienceMs = this.#stallMs * (railBytes === path.railBytesAtProgress ? 1 : BUSY_RAIL_PATIENCE);
       if (landedBytes !== path.lastLandedBytes) {
         path.lastLandedBytes = landedBytes;
         path.lastProgressMs = nowMs;
-      } else if (nowMs - path.lastProgressMs >= this.#stallMs) {
+        path.railBytesAtProgress = railBytes;
+      } else if (nowMs - path.lastProgressMs >= patienceMs) {
         path.lastProgressMs = nowMs;
+        path.railBytesAtProgress = railBytes;
         // Of some writes nothing may have been posted yet: those are no business of the connection's.
         for (const traffic of path.traffic) traffic.cut();
         // What is in flight comes back with an error. A rail that cannot do even that is closed by its owner.
@@ -175,12 +187,8 @@ export class PeerPaths {
   }
 
   #probe(path: PeerPath, delayMs: number): void {
+    if (path.rail.state !== 'open') return;
     const nextMs = Math.min(2 * delayMs, PROBE_INTERVAL_MS_MAX);
-    const remoteRegionId = this.#options.probeRegion(path);
-    if (remoteRegionId === undefined) {
-      this.#probeAfter(path, nextMs);
-      return;
-    }
     let ping: TransferId | undefined;
     const patience = setTimeout(() => {
       if (ping !== undefined) path.rail.cancel(ping);
@@ -196,11 +204,16 @@ export class PeerPaths {
       }
     };
     try {
-      ping = path.rail.pingPeer({ peer: path.peer, remoteRegionId, onDone });
-    } catch {
+      const remoteRegionId = this.#options.probeRegion(path);
+      if (remoteRegionId !== undefined) {
+        ping = path.rail.pingPeer({ peer: path.peer, remoteRegionId, onDone });
+        return;
+      }
+    } catch (error) {
       // The rail is full or closed; the first passes, and the second is seen next time.
-      clearTimeout(patience);
-      this.#probeAfter(path, nextMs);
+      if (!(error instanceof FabricError)) throw error;
     }
+    clearTimeout(patience);
+    this.#probeAfter(path, nextMs);
   }
 }

@@ -100,8 +100,12 @@ export class StripedWrite {
   #distribute(segments: readonly StripedSegment[]): void {
     const { paths } = this.#options;
     const length = lengthOf(segments);
-    const only = length < STRIPED_BYTES_MIN || paths.all.length === 1 ? paths.next() : undefined;
-    const usable = only === undefined ? paths.usable() : [only];
+    let usable = paths.usable();
+    if (paths.all.length > 1) {
+      // Memory that was introduced while a rail was down is not known there.
+      usable = usable.filter((path) => segments.every(({ remote }) => remote.on(path) !== undefined));
+      if (length < STRIPED_BYTES_MIN) usable = paths.oneOf(usable);
+    }
     if (usable.length === 0) {
       this.#stop(new FabricError({ code: 'RAIL_CLOSED', call: 'write', text: 'no rail to the peer is open' }));
       return;
@@ -112,6 +116,8 @@ export class StripedWrite {
       return;
     }
     for (const [i, share] of stripe(segments, length, usable.length).entries()) {
+      // A share that cannot be posted may have ended the whole write.
+      if (this.#state !== 'running') return;
       const path = usable[i];
       if (path !== undefined && share.length > 0) this.#post(path, share, lengthOf(share));
     }

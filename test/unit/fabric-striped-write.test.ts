@@ -18,6 +18,8 @@ class RecordingRail {
   readonly pings: ((error?: FabricError) => void)[] = [];
   disconnects = 0;
   landedBytes = 0;
+  /** Of all peers. */
+  bytesWritten = 0;
 
   write({ segments, onDone }: WriteOptions): TransferId {
     assert(!(segments instanceof Float64Array));
@@ -29,6 +31,10 @@ class RecordingRail {
   pingPeer({ onDone }: { onDone: (error?: FabricError) => void }): TransferId {
     this.pings.push(onDone);
     return 0 as TransferId;
+  }
+
+  stats(): { bytesWritten: number } {
+    return { bytesWritten: this.bytesWritten };
   }
 
   bytesCompleted(): number {
@@ -273,4 +279,45 @@ test('A rail on which something completes is not cut', async () => {
   assert.equal(rail.disconnects, 0);
   rail.writes[0]?.onDone();
   await until(() => outcomes.length === 1);
+});
+
+test('A rail that is busy with others is given more time', async () => {
+  const rail = new RecordingRail();
+  const { outcomes } = begin(pathsOver([rail], 100), extents(8 * MIB));
+  const beganMs = performance.now();
+  await until(() => {
+    rail.bytesWritten += 1;
+    return rail.disconnects === 1;
+  });
+  assert.ok(performance.now() - beganMs >= 500);
+  await until(() => rail.writes.length === 1);
+  rail.writes[0]?.onDone();
+  await until(() => outcomes.length === 1);
+});
+
+test('Memory that is not known on one rail is written over the others', () => {
+  const rails = [new RecordingRail(), new RecordingRail()];
+  const half = { on: (path: PeerPath) => (path.index === 1 ? (7 as RemoteRegionId) : undefined) };
+  begin(pathsOver(rails), [{ mappingId: 1, localOffset: 0, remote: half, remoteOffset: 0, length: 8 * MIB }]);
+  assert.deepEqual(
+    rails.map(({ writes }) => writes.length),
+    [0, 1],
+  );
+});
+
+test('A share that cannot be posted for good keeps the others from being posted', async () => {
+  const rails = [new RecordingRail(), new RecordingRail(), new RecordingRail()];
+  const [, bad] = rails;
+  assert(bad !== undefined);
+  bad.write = () => {
+    throw new FabricError({ code: 'INVALID_ARGUMENT', call: 'write', text: 'no' });
+  };
+  const { outcomes } = begin(pathsOver(rails), extents(24 * MIB));
+  assert.deepEqual(
+    rails.map(({ writes }) => writes.length),
+    [1, 0, 0],
+  );
+  rails[0]?.writes[0]?.onDone(failure('cancelled'));
+  await until(() => outcomes.length === 1);
+  assert.equal(outcomes[0]?.code, 'INVALID_ARGUMENT');
 });
