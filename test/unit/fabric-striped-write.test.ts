@@ -289,7 +289,7 @@ test('A rail that is busy with others is given more time', async () => {
     rail.bytesWritten += 1;
     return rail.disconnects === 1;
   });
-  assert.ok(performance.now() - beganMs >= 500);
+  assert.ok(performance.now() - beganMs > 400, 'it was cut as if the rail were idle');
   await until(() => rail.writes.length === 1);
   rail.writes[0]?.onDone();
   await until(() => outcomes.length === 1);
