@@ -236,6 +236,8 @@ export class ServerDataPlane {
     for (const [table, rail] of this.serverRails()) {
       if (rail.rail.state === 'failed') {
         this.replacement.request(table, rail, 'it has failed');
+      } else if (rail.isStuck) {
+        this.replacement.request(table, rail, 'writes on it do not come back');
       } else if (unprovableBytes > this.maxQuarantineBytes && rail.holdsUnprovable) {
         this.replacement.request(table, rail, `${formatSize(unprovableBytes)} of memory wait for its end`);
       }

@@ -78,11 +78,17 @@ export class RailReplacement {
       throw error;
     }
     const concerned = [...windows].filter(({ rails }) => rails.includes(serverRail));
-    for (const sessionWindows of concerned) sessionWindows.sealAll("the server's rail is opened anew");
+    const reason = "the server's rail is opened anew";
+    for (const sessionWindows of concerned) sessionWindows.sealAll(reason);
     const oldIsClosed = serverRail.replace(fresh);
     counters.railsReplaced += 1;
     await table.moved(serverRail);
-    for (const sessionWindows of concerned) sessionWindows.announce(serverRail);
+    for (const sessionWindows of concerned) {
+      // What was opened on the fresh endpoint meanwhile was offered before the client can know of that one: it takes every
+      // window that it knows for void, and would never write to those.
+      sessionWindows.sealAll(reason);
+      sessionWindows.announce(serverRail);
+    }
     if (old.state === 'open' && !this.stopped) await sleep(drainMs, undefined, { ref: false });
     await old.close();
     oldIsClosed();

@@ -58,18 +58,18 @@ class RailProofs {
     });
   }
 
-  /** For a region that could not be closed. */
+  /** For a region that could not be closed, or that a rail which was closing already had. */
   proveByClosing(): Promise<void> {
     return this.state === 'closed' ? Promise.resolve() : new Promise((resolve) => this.held.push(resolve));
   }
 
   /** Somebody waits: what is due begins now. Resolves when every round that was asked for has ended, however. */
   async hurry(): Promise<void> {
-    // A round that is under way may have missed what was closed meanwhile.
+    // A round that is under way may have missed what was closed meanwhile; the next one may have been begun by another
+    // who waited for the same.
     if (this.state === 'running') await this.round;
-    if (this.state !== 'due') return;
     this.begin();
-    await this.round;
+    if (this.is('running')) await this.round;
   }
 
   /** The endpoint is closed, and its CQ is never read again: nothing that was begun on it can land. */
@@ -103,20 +103,17 @@ class RailProofs {
       await this.rail.prove();
       for (const resolve of covered) resolve();
     } catch (error) {
+      // Also what is `UNPROVABLE`: where that is for good, nothing is asked to be proved like this.
       this.failed = true;
-      if (error instanceof FabricError && error.code === 'UNPROVABLE') {
-        this.held.push(...covered);
-      } else {
-        this.waiting.unshift(...covered);
-        // One that is closed or has failed says so itself, and the end of its endpoint is the proof.
-        if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) {
-          this.logger.error({ err: error }, 'It could not be proved that no late write can land; memory is held back');
-        }
+      this.waiting.unshift(...covered);
+      // One that is closed or has failed says so itself, and the end of its endpoint is the proof.
+      if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) {
+        this.logger.error({ err: error }, 'It could not be proved that no late write can land; memory is held back');
       }
     }
     this.lastEndedMs = performance.now();
     this.lastTookMs = this.lastEndedMs - beganMs;
-    if (this.isClosed()) {
+    if (this.is('closed')) {
       for (const resolve of this.waiting.splice(0)) resolve();
       return;
     }
@@ -124,8 +121,9 @@ class RailProofs {
     if (this.waiting.length > 0) this.schedule(this.failed ? PROOF_RETRY_MS : PROOF_INTERVAL_MS);
   }
 
-  private isClosed(): boolean {
-    return this.state === 'closed';
+  /** Also where the compiler believes that it knows the state from before a wait. */
+  private is(state: ProofState): boolean {
+    return this.state === state;
   }
 
   private become(next: ProofState): void {
@@ -139,6 +137,7 @@ export class ServerRail {
   /** Counts from 1, and with every endpoint that takes the place. */
   generation = 1;
   private proofs: RailProofs;
+  private stuck = false;
   private readonly logger: Logger;
 
   constructor(
@@ -163,6 +162,16 @@ export class ServerRail {
     return this.proofs.heldCount > 0;
   }
 
+  /** Whether writes on the endpoint never come back: their operations, and what they hold, end with it only. */
+  get isStuck(): boolean {
+    return this.stuck;
+  }
+
+  /** Writes on an endpoint did not come back when their connection was ended. */
+  reportStuck(rail: Rail): void {
+    if (rail === this.rail) this.stuck = true;
+  }
+
   /** The proofs of the endpoint that is there now, for a region that is registered on it. */
   get currentProofs(): Pick<RailProofs, 'rail' | 'prove' | 'proveByClosing'> {
     return this.proofs;
@@ -181,6 +190,7 @@ export class ServerRail {
   replace(rail: Rail): () => void {
     const old = this.proofs;
     this.proofs = new RailProofs(rail, this.logger);
+    this.stuck = false;
     this.generation += 1;
     return () => old.closed();
   }

@@ -8,6 +8,7 @@ import type { ServerMessage } from '../protocol/generated/fabrickv/v1/ServerMess
 import { EXTENT_BYTES_MAX } from '../protocol/limits.js';
 import { fromBigInt } from '../protocol/wire.js';
 import { reserveRanges } from './mutations.js';
+import type { Peer } from './peers.js';
 import type { ServerContext } from './server-context.js';
 import type { ServerRail } from './server-rail.js';
 import type { Extent } from './store/arena.js';
@@ -18,8 +19,8 @@ import { type WindowKind, type WindowPlace, type WindowUser, WriteWindow } from 
 const ARENA_PART = 64;
 /** but no less than this. */
 const SHARED_BYTES_MIN = 1024 * 1024;
-/** Values of at least this part of such a window get one of their own. */
-const SHARED_PART_MAX = 2;
+/** Values longer than such a window's length divided by this get one of their own. */
+const SHARED_DIVISOR = 2;
 /** Room beyond what a value takes is kept in windows only while this part of the arena stays free beside it. */
 const HEADROOM_PART = 4;
 
@@ -30,8 +31,10 @@ const REVOKE_GRACE_MS = 250;
 /** and this long when it has the next one. */
 const SUPERSEDED_GRACE_MS = 1000;
 
-/** Session windows of one session that are not closed yet, those that are being revoked included. */
+/** Session windows of one session that are not closed yet, those that are being revoked included, */
 const SESSION_WINDOWS_MAX = 4;
+/** and those that are closed and whose proof is under way with them. */
+const SESSION_WINDOWS_UNPROVEN_MAX = 16;
 
 /** Room for a value, or for the next part of one. */
 export interface Grant {
@@ -52,6 +55,7 @@ export interface GrantUser extends WindowUser {
 /** What the windows need of their session. */
 export interface WindowHost {
   readonly context: ServerContext;
+  readonly peer: Peer | undefined;
   send(operationId: number, message: Omit<ServerMessage, 'operationId'>, sizeBytes?: number): void;
 }
 
@@ -62,6 +66,8 @@ export class SessionWindows {
   private readonly graceTimers = new Map<WriteWindow, NodeJS.Timeout>();
   /** Sealed, and not closed yet. */
   private readonly closing = new Map<WriteWindow, Promise<void>>();
+  /** Session windows that a late write may still land in. */
+  private readonly unproven = new Set<WriteWindow>();
   private readonly place: WindowPlace;
   /** The one that small grants share. */
   private shared: { readonly window: WriteWindow; readonly opened: Promise<void> } | undefined;
@@ -73,11 +79,6 @@ export class SessionWindows {
   ) {
     const { store, dataPlane, counters, logger } = host.context;
     this.place = { rails, mapping: dataPlane.mapping, arena: store.arena, counters, logger };
-  }
-
-  /** How many are not closed yet. */
-  get count(): number {
-    return this.windows.size;
   }
 
   /**
@@ -109,7 +110,7 @@ export class SessionWindows {
       window.leave(user);
       if (expired && window === this.shared?.window) this.shared = undefined;
       const spent = window.kind === 'grants' && window !== this.shared?.window && !window.inUse;
-      if (spent && this.windows.has(window.id)) this.seal(window, 'its PUTs have ended');
+      if (spent) this.seal(window, 'its PUTs have ended');
     }
   }
 
@@ -144,10 +145,16 @@ export class SessionWindows {
     const sessionWindows = [...this.windows.values()].filter(({ kind }) => kind === 'session');
     const newest = sessionWindows.at(-1);
     if (newest?.usable === true && !nearlyFull(newest, wantedBytes)) return;
-    if (sessionWindows.length >= SESSION_WINDOWS_MAX) return;
+    const closing = [...this.closing.keys()].filter(({ kind }) => kind === 'session');
+    if (sessionWindows.length + closing.length >= SESSION_WINDOWS_MAX) return;
+    // What only the end of an endpoint proves has a bound of its own, --max-quarantine.
+    const unproven = [...this.unproven].filter(({ waitsFor }) => waitsFor !== 'unprovable');
+    if (unproven.length >= SESSION_WINDOWS_UNPROVEN_MAX) return;
     const range = this.reserveWithHeadroom(this.sharedBytes());
     if (range === undefined) return;
     const window = this.add('session', range);
+    this.unproven.add(window);
+    window.whenProven(() => this.unproven.delete(window));
     // Without it the client asks for a grant each time.
     this.open(window).catch((error: unknown) =>
       this.host.context.logger.warn({ err: error }, 'A session window could not be opened'),
@@ -209,7 +216,7 @@ export class SessionWindows {
 
   private grantShared(length: number, user: GrantUser): Grant | undefined {
     const sharedBytes = this.sharedBytes();
-    if (length > sharedBytes / SHARED_PART_MAX) return undefined;
+    if (length > sharedBytes / SHARED_DIVISOR) return undefined;
     let { shared } = this;
     let extent = shared?.window.claim(length);
     if (shared === undefined || extent === undefined) {
@@ -243,10 +250,12 @@ export class SessionWindows {
   }
 
   private async open(window: WriteWindow): Promise<void> {
+    // The client is about to write: over a connection that it makes the next proof would cut it off.
+    this.host.peer?.ping();
     try {
       if (!(await window.open())) return;
     } catch (error) {
-      this.forget(window);
+      this.seal(window);
       throw error;
     }
     this.host.send(0, {
@@ -298,6 +307,8 @@ export class SessionWindows {
 
   /** @param reason told to the client, if it was not told before */
   private seal(window: WriteWindow, reason?: string): void {
+    // Its PUTs may have ended with another one's closing, and it with them.
+    if (!this.windows.has(window.id)) return;
     const told = this.graceTimers.has(window);
     this.forget(window);
     if (reason !== undefined && !told && window.keys.length > 0) {

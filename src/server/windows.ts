@@ -9,6 +9,7 @@ import type { ServerCounters } from './counters.js';
 import type { ServerRail } from './server-rail.js';
 import type { Arena, Extent, QuarantineReason, WriteBarrier } from './store/arena.js';
 import { alignedLength, EXTENT_ALIGNMENT_BYTES, type Range } from './store/extent-allocator.js';
+import { whileBusy } from './while-busy.js';
 
 /**
  * - `made`: its memory is reserved.
@@ -129,6 +130,11 @@ export class WriteWindow implements WriteBarrier {
     return this.claimedEnd;
   }
 
+  /** Whether the client could ever write there. */
+  get wasOpened(): boolean {
+    return this.keysOfRails.length > 0;
+  }
+
   /** One for each rail, in their order; zeros for a rail that is down. Empty before it is open. */
   get keys(): readonly WindowKey[] {
     return this.keysOfRails;
@@ -243,12 +249,13 @@ export class WriteWindow implements WriteBarrier {
     const proofs = await Promise.all(
       this.registrations.map(async ({ proofs: rail, region }) => {
         try {
-          await rail.rail.deregister(region);
+          await whileBusy(() => rail.rail.deregister(region));
         } catch (error) {
+          // A rail that is closing says so before it has closed: only the end of that is the proof.
           if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) {
             logger.error({ err: error }, 'A write window could not be closed; its memory is held until its rail is');
-            return { byClosing: true, prove: () => rail.proveByClosing() };
           }
+          return { byClosing: true, prove: () => rail.proveByClosing() };
         }
         return { byClosing: rail.rail.info.quiescence === 'close-endpoint', prove: () => rail.prove() };
       }),

@@ -283,13 +283,13 @@ test('A rail on which something completes is not cut', async () => {
 
 test('A rail that is busy with others is given more time', async () => {
   const rail = new RecordingRail();
-  const { outcomes } = begin(pathsOver([rail], 100), extents(8 * MIB));
+  const { outcomes } = begin(pathsOver([rail], 300), extents(8 * MIB));
   const beganMs = performance.now();
   await until(() => {
     rail.bytesWritten += 1;
     return rail.disconnects === 1;
   });
-  assert.ok(performance.now() - beganMs > 400, 'it was cut as if the rail were idle');
+  assert.ok(performance.now() - beganMs > 1000, 'it was cut as if the rail were idle');
   await until(() => rail.writes.length === 1);
   rail.writes[0]?.onDone();
   await until(() => outcomes.length === 1);
