@@ -228,9 +228,11 @@ TEST(switches_shared_memory_off) {
   CHECK_EQUAL(efa::forbid_shared_memory(&old.ep), -FI_ENOPROTOOPT);
 }
 
-TEST(closing_a_region_proves_only_for_device_writes) {
-  CHECK(efa::close_region_proves({.direct = false, .emulated_write = false}));
+TEST(closing_a_region_proves_only_where_no_write_is_ever_emulated) {
+  // Our device writes, and so do those that say so; who was not asked may emulate.
+  CHECK(!efa::close_region_proves({.direct = false, .emulated_write = false}));
   CHECK(efa::close_region_proves({.direct = true, .emulated_write = false}));
+  CHECK(!efa::close_region_proves({.direct = true, .emulated_write = true}));
   CHECK(!efa::close_region_proves({.direct = false, .emulated_write = true}));
   CHECK(!efa::close_region_proves({}));
 }
@@ -294,7 +296,8 @@ TEST(registration_remedies) {
 }
 
 TEST(tells_the_operator) {
-  CHECK(efa::remarks({.emulated_write = false}, {}).empty());
+  CHECK(efa::remarks({.direct = true, .emulated_write = false}, {}).empty());
+  CHECK(efa::remarks({.emulated_write = false}, {}).at(0).find("efa-direct") != std::string::npos);
   const auto all = efa::remarks({.emulated_write = true, .exposes_local_regions = true}, {"from the environment"});
   CHECK_EQUAL(all.size(), size_t{3});
   CHECK_EQUAL(all[0], "from the environment");

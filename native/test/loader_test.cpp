@@ -1,5 +1,6 @@
 // The loader, each case in a process of its own, since what is loaded stays.
 
+#include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -85,6 +86,38 @@ TEST(sets_the_environment) {
     CHECK_EQUAL(std::string(std::getenv("FI_EFA_ENABLE_SHM_TRANSFER")), "0");
     CHECK(std::getenv("FI_UNIVERSE_SIZE") == nullptr);
   });
+}
+
+TEST(what_it_read_before_counts) {
+  struct Case {
+    const char* cache;
+    const char* ring;
+    const char* thread;
+    bool cache_is_off;
+    bool tcp_waits;
+  };
+  for (const Case& is : {Case{nullptr, nullptr, nullptr, false, true}, Case{"0", "0", "0", true, true},
+                         Case{"0", "1", nullptr, true, false}, Case{"17", nullptr, "1", false, false}}) {
+    for (const bool before : {true, false}) {
+      in_child([&] {
+        const auto set = [](const char* name, const char* value) {
+          value == nullptr ? unsetenv(name) : setenv(name, value, 1);
+        };
+        set("FI_MR_CACHE_MAX_COUNT", is.cache);
+        set("FI_TCP_IO_URING", is.ring);
+        set("FI_OFI_RXM_DATA_AUTO_PROGRESS", is.thread);
+        if (before) CHECK(dlopen("libfabric.so.1", RTLD_NOW) != nullptr);
+        Error error;
+        const Libfabric* library = load_libfabric({}, error);
+        const bool user_wants_a_cache = is.cache != nullptr && std::string(is.cache) != "0";
+        CHECK_EQUAL(library->registration_cache_is_off, before ? is.cache_is_off : !user_wants_a_cache);
+        CHECK_EQUAL(library->tcp_reads_when_told, !before || is.tcp_waits);
+        // Later it makes no difference.
+        setenv("FI_MR_CACHE_MAX_COUNT", "5", 1);
+        CHECK_EQUAL(std::string(std::getenv("FI_OFI_RXM_DATA_AUTO_PROGRESS")), "0");
+      });
+    }
+  }
 }
 
 TEST(missing_library_says_where_it_looked) {

@@ -3,11 +3,16 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <utility>
@@ -15,6 +20,7 @@
 #include "check.h"
 #include "driver.h"
 #include "fabric/inbound.h"
+#include "fabric/patience.h"
 #include "memory/crc32c.h"
 #include "peer_process.h"
 #include "writer_process.h"
@@ -22,6 +28,22 @@
 using namespace fabrickv;
 using namespace fabrickv::test;
 using fabric::ErrorCode;
+
+namespace {
+
+// A system that does not disconnect, as gVisor: the error number.
+std::atomic<int> refused_disconnect{0};
+
+}  // namespace
+
+// In front of libc's.
+extern "C" int connect(int fd, const sockaddr* address, socklen_t length) {
+  if (address->sa_family == AF_UNSPEC && refused_disconnect.load() != 0) {
+    errno = refused_disconnect.load();
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_connect, fd, address, length));
+}
 
 namespace {
 
@@ -55,11 +77,14 @@ struct Target {
     CHECK(driver.wait_transfer(*ping) == nullptr);
     return peer;
   }
-  void prove() {
+  int64_t begin_proof() {
     fabric::Error error;
     const auto token = driver.rail().prove(error);
     CHECK(token.has_value());
-    const fabric::Outcome outcome = driver.wait(*token);
+    return *token;
+  }
+  void prove() {
+    const fabric::Outcome outcome = driver.wait(begin_proof());
     if (outcome.error != nullptr) fail(__FILE__, __LINE__, outcome.error->text);
   }
   // Returns when a write of all of it has come some way.
@@ -155,6 +180,9 @@ struct Connection {
 TEST(of_a_connection_that_was_ended_nothing_can_be_read) {
   const Listener listener;
   const Listener other;
+  std::string why;
+  const auto inbound = fabric::Inbound::open(listener.name(), why);
+  CHECK(inbound != nullptr);
   const Connection untouched(other);
   {
     const Connection open(listener);
@@ -166,15 +194,79 @@ TEST(of_a_connection_that_was_ended_nothing_can_be_read) {
     ::close(std::exchange(reset.outer, -1));
     pollfd gone = {reset.inner, 0, 0};
     CHECK(poll(&gone, 1, 10'000) == 1 && (gone.revents & POLLHUP) != 0);
-    CHECK_EQUAL(fabric::end_inbound_connections(listener.name()).value(), 3u);
+    const auto ended = inbound->end_all();
+    CHECK_EQUAL(ended.connections, 3u);
+    CHECK(ended.failed_call == nullptr);
     CHECK(!open.can_read() && !closed.can_read() && !reset.can_read());
   }
   CHECK(untouched.can_read());
   // The listener goes on.
   const Connection next(listener);
   CHECK(next.can_read());
-  CHECK_EQUAL(fabric::end_inbound_connections(listener.name()).value(), 1u);
-  CHECK(!fabric::end_inbound_connections({}).has_value());
+  CHECK_EQUAL(inbound->end_all().connections, 1u);
+  CHECK(fabric::Inbound::open({}, why) == nullptr);
+}
+
+TEST(connections_are_found_without_a_descriptor_to_spare) {
+  const Listener listener;
+  std::string why;
+  const auto inbound = fabric::Inbound::open(listener.name(), why);
+  const Connection open(listener);
+  rlimit usual{};
+  CHECK(getrlimit(RLIMIT_NOFILE, &usual) == 0);
+  const rlimit none = {3, usual.rlim_max};
+  CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const auto ended = inbound->end_all();
+  CHECK(setrlimit(RLIMIT_NOFILE, &usual) == 0);
+  CHECK_EQUAL(ended.connections, 1u);
+  CHECK(!open.can_read());
+}
+
+TEST(where_connections_cannot_be_emptied_nothing_is_proved) {
+  refused_disconnect = EOPNOTSUPP;
+  {
+    Driver driver;
+    CHECK_EQUAL(driver.info().quiescence, fabric::Quiescence::kCloseEndpoint);
+    CHECK(driver.info().removal_flushes);
+    fabric::Error error;
+    const auto outcome = driver.wait(driver.rail().prove(error).value());
+    CHECK_EQUAL(outcome.error->code, ErrorCode::kUnprovable);
+    CHECK(outcome.error->hint.find("connect(AF_UNSPEC)") != std::string::npos);
+  }
+  refused_disconnect = 0;
+  // And where it fails this time.
+  Target target;
+  WriterProcess writer(kSize);
+  target.aim(writer);
+  writer.start(0, kSize);
+  target.await_middle();
+  refused_disconnect = EBUSY;
+  const auto outcome = target.driver.wait(target.begin_proof());
+  refused_disconnect = 0;
+  CHECK(outcome.error != nullptr);
+  CHECK_EQUAL(outcome.error->code, ErrorCode::kBusy);
+  CHECK_EQUAL(outcome.error->call, "connect(AF_UNSPEC)");
+  CHECK_EQUAL(outcome.error->error_number, EBUSY);
+  CHECK_EQUAL(target.counters().proofs.load(), 0u);
+  target.prove();
+}
+
+TEST(patience_begins_anew_with_each_sign_of_life_and_has_an_end) {
+  const fabric::Clock::time_point start = fabric::Clock::now();
+  fabric::Patience patience;
+  patience.begin(start);
+  CHECK(!patience.is_over(start + 199ms, true));
+  CHECK(patience.is_over(start + 200ms, true));
+  CHECK(!patience.is_over(start + 200ms, false));
+  patience.note_life(start + 150ms);
+  CHECK(!patience.is_over(start + 349ms, true));
+  CHECK(patience.is_over(start + 350ms, true));
+  patience.excuse(1s);
+  CHECK(!patience.is_over(start + 1349ms, true));
+  CHECK(patience.is_over(start + 1350ms, true));
+  patience.note_life(start + 2999ms);
+  CHECK(!patience.is_over(start + 2999ms, true));
+  CHECK(patience.is_over(start + 3s, false));
 }
 
 TEST(an_endpoint_that_nobody_knows_lands_nothing_after_a_proof) {
@@ -211,6 +303,82 @@ TEST(an_announced_writer_that_runs_comes_to_an_end_first) {
   WriterProcess writer(kSize);
   target.meet(writer);
   close_in_the_middle(target, writer, false);
+}
+
+TEST(a_peer_that_comes_back_during_a_round_is_fenced_in_it) {
+  Target target;
+  WriterProcess writer(kSize);
+  WriterProcess bystander(kMiB);
+  target.meet(bystander);
+  // We connect to the writer, and remove it before it can accept: its address lingers, and the connection comes up.
+  writer.kill(SIGSTOP);
+  fabric::Error error;
+  fabric::Rail& rail = target.driver.rail();
+  const uint64_t peer = target.driver.add_peer(writer.address());
+  const uint64_t remote = target.driver.add_remote(peer, writer.remote_address(), writer.key(), 1);
+  const uint64_t ping = rail.ping(peer, remote, error).value();
+  usleep(20'000);
+  CHECK(target.driver.wait(rail.remove_peer(peer, error).value()).error == nullptr);
+  CHECK(target.driver.wait_transfer(ping) != nullptr);
+  writer.kill(SIGCONT);
+  usleep(50'000);
+  target.aim(writer);
+  writer.start(0, kSize);
+  target.await_middle();
+  writer.kill(SIGSTOP);
+  target.close();
+  const bool middle = target.is_in_the_middle();
+  // A round that takes long, since it waits for somebody else.
+  bystander.kill(SIGSTOP);
+  const int64_t proof = target.begin_proof();
+  usleep(50'000);
+  target.driver.add_peer(writer.address());
+  CHECK(target.driver.wait(proof).error == nullptr);
+  target.fill();
+  writer.kill(SIGCONT);
+  const int result = writer.wait();
+  if (target.landed() != 0) fail(__FILE__, __LINE__, std::to_string(target.landed()) + " bytes have landed");
+  CHECK(result != 0);
+  CHECK(middle);
+  // Our own connection, not one that the writer made.
+  CHECK_EQUAL(target.counters().connections_ended.load(), 0u);
+}
+
+TEST(a_peer_whose_connection_fails_during_a_round_is_not_disconnected_again) {
+  Target target(kMiB);
+  WriterProcess writer(kMiB);
+  target.meet(writer);
+  writer.kill(SIGSTOP);
+  const int64_t proof = target.begin_proof();
+  usleep(50'000);
+  writer.kill(SIGKILL);
+  CHECK(target.driver.wait(proof).error == nullptr);
+  CHECK_EQUAL(target.counters().peers_disconnected.load(), 0u);
+}
+
+TEST(an_honest_writer_does_not_pay_for_our_own_stall) {
+  Target target;
+  WriterProcess writer(kSize);
+  target.meet(writer);
+  target.aim(writer);
+  for (int round = 0; round < 6; round++) {
+    target.fill();
+    writer.start(0, kSize);
+    target.await_middle();
+    const pid_t self = getpid();
+    const int64_t proof = target.begin_proof();
+    const pid_t stopper = fork();
+    if (stopper == 0) {
+      ::kill(self, SIGSTOP);
+      usleep(300'000);
+      ::kill(self, SIGCONT);
+      _exit(0);
+    }
+    CHECK(target.driver.wait(proof).error == nullptr);
+    CHECK_EQUAL(writer.wait(), 0);
+    waitpid(stopper, nullptr, 0);
+  }
+  CHECK_EQUAL(target.counters().peers_disconnected.load(), 0u);
 }
 
 TEST(an_honest_writer_notices_nothing_of_proofs) {

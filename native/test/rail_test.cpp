@@ -171,6 +171,36 @@ TEST(sources_are_registered_where_they_must_be) {
   CHECK(second.id != third.id);
 }
 
+TEST(registrations_of_a_source_may_overlap) {
+  fabric::RailOptions options;
+  options.force_local_registration = true;
+  Pair pair(4 * kMiB, options);
+  fabric::Rail& rail = pair.driver.rail();
+  const auto writes = [&](uint64_t offset, uint64_t length) {
+    fabric::Error error;
+    const auto transfer = rail.write(pair.peer, std::vector{pair.piece(offset, offset, length)}, error);
+    return transfer && pair.driver.wait_transfer(*transfer) == nullptr;
+  };
+  const auto outer = pair.driver.add_region(pair.source, 0, 2 * kMiB, false);
+  const auto twin = pair.driver.add_region(pair.source, 0, 2 * kMiB, false);
+  const auto shorter = pair.driver.add_region(pair.source, 0, 4096, false);
+  const auto inner = pair.driver.add_region(pair.source, kMiB, 4096, false);
+  const auto longer = pair.driver.add_region(pair.source, kMiB + 1, 3 * kMiB - 1, false);
+  CHECK(writes(0, 4 * kMiB));
+  pair.driver.remove_region(longer.id);
+  // Of two at one place, one is left; the shorter ones within hide nothing.
+  CHECK(writes(8192, 2 * kMiB - 8192));
+  pair.driver.remove_region(twin.id);
+  CHECK(writes(0, 2 * kMiB));
+  pair.driver.remove_region(outer.id);
+  CHECK(!writes(0, 4097));
+  CHECK(writes(0, 4096) && writes(kMiB, 4096));
+  pair.driver.remove_region(shorter.id);
+  CHECK(!writes(0, 1));
+  pair.driver.remove_region(inner.id);
+  CHECK(!writes(kMiB, 1));
+}
+
 TEST(what_is_out_of_bounds_is_refused_before_anything_is_posted) {
   Pair pair(kMiB);
   fabric::Rail& rail = pair.driver.rail();
@@ -374,7 +404,11 @@ TEST(more_than_the_limit_is_busy_and_all_of_it_settles) {
   const std::vector<fabric::WritePiece> pieces = {pair.piece(0, 0, kMiB)};
   while (const auto transfer = pair.driver.rail().write(pair.peer, pieces, error)) transfers.push_back(*transfer);
   CHECK_EQUAL(error.code, ErrorCode::kBusy);
-  CHECK(transfers.size() >= fabric::kPendingMax - 10);
+  CHECK(transfers.size() >= fabric::kPendingBeginnings - 10 && transfers.size() <= fabric::kPendingBeginnings);
+  CHECK(!pair.driver.rail().insert_peer(pair.driver.info().address, error));
+  CHECK_EQUAL(error.code, ErrorCode::kBusy);
+  // What ends something may still be asked for.
+  for (int i = 0; i < 100; i++) CHECK(pair.driver.rail().prove(error).has_value());
   // Every one of them can still be cancelled.
   for (const uint64_t transfer : transfers) CHECK(pair.driver.rail().cancel(transfer) || pair.driver.settled(transfer));
   pair.target.kill(SIGCONT);

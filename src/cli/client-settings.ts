@@ -24,7 +24,7 @@ export const clientSettings = {
   }),
   timeout: value({
     placeholder: 'TIME',
-    about: 'how long an operation may take',
+    about: 'how long an operation may take; of a put of a file or pipe, or a get: how long without progress',
     expects: A_DURATION,
     schema: duration({ minMs: 1 }),
     default: '30s',

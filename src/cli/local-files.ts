@@ -29,10 +29,16 @@ function fromSystem(error: unknown, what: string): unknown {
   return fileError(`${what}: ${error.message}`, remedy, error);
 }
 
+/** A stream of local bytes that was to be put has failed: ERR_FABRICKV_FILE where the system says why. */
+export function fromSource(error: FabricKvError, what: string): FabricKvError {
+  const file = fromSystem(error.cause, `cannot read ${what}`);
+  return file instanceof FabricKvError ? file.with(error) : error;
+}
+
 /** A file to read a value from. */
 export interface InputFile extends AsyncDisposable {
   readonly handle: FileHandle;
-  /** Undefined for what has no length beforehand: a pipe, a terminal. */
+  /** Undefined for what has no length beforehand: a pipe, a terminal, and what says 0, as files of /proc do, whatever is in them. */
   readonly sizeBytes: number | undefined;
 }
 
@@ -49,7 +55,7 @@ export async function openInput(path: string): Promise<InputFile> {
     const handle = await open(path, 'r');
     return {
       handle,
-      sizeBytes: kind.isFile() ? (await handle.stat()).size : undefined,
+      sizeBytes: kind.isFile() ? (await handle.stat()).size || undefined : undefined,
       [Symbol.asyncDispose]: () => handle.close(),
     };
   } catch (error) {

@@ -8,7 +8,7 @@ import { formatSize } from '../protocol/units.js';
 import { usageError } from './arguments.js';
 import type { ClientTask } from './client-arguments.js';
 import type { Command, TaskContext, TaskResult } from './command.js';
-import { type InputFile, openInput, readPieces } from './local-files.js';
+import { fromSource, type InputFile, openInput, readPieces } from './local-files.js';
 import { createProgress } from './progress.js';
 import { transferObject, transferText } from './transfer-result.js';
 
@@ -85,10 +85,8 @@ async function store(
     // A function: what a lost connection interrupts is read again from the beginning.
     return await client.putStream(key, () => readPieces(file, length), { ...options, length });
   } catch (error) {
-    // The file, rather than the call, is what failed.
-    const isSource = error instanceof FabricKvError && error.code === 'ERR_FABRICKV_CANCELLED';
-    if (isSource && error.cause instanceof FabricKvError) throw error.cause.with({ outcome: error.outcome });
-    throw error;
+    const isSource = error instanceof FabricKvError && error.code === 'ERR_FABRICKV_SOURCE';
+    throw isSource ? fromSource(error, source.kind === 'stdin' ? 'standard input' : 'the file') : error;
   }
 }
 

@@ -170,12 +170,16 @@ export class DataPlane {
     this.windows.voidAll();
     for (const write of this.#writes) write.cancel();
     const old = serverRail.peers;
-    await this.#track(() => this.#insert(rail, address.address));
     const timer = setTimeout(() => {
       this.#leaving.delete(timer);
       void this.#track(() => this.#removePeers(old));
     }, RAIL_MOVED_GRACE_MS).unref();
     this.#leaving.set(timer, old);
+    // Nothing is written that way while the new address is entered, not to windows that are offered meanwhile either.
+    for (const path of this.#paths.all) {
+      if (path.index % this.#options.serverRails.length === rail) path.state = 'gone';
+    }
+    await this.#track(() => this.#insert(rail, address.address));
   }
 
   /**

@@ -10,6 +10,7 @@ import { checkBufferLength, GetOperationBase, type SinkTaker } from './get-opera
 import { RANGED_BYTES_MIN, SYNC_BYTES_MAX } from './limits.js';
 import type { ClientCore, ProgressDetails } from './operation.js';
 import type { CallSettings } from './options.js';
+import { allocateBytes } from './piece.js';
 import { RangedRead } from './ranged-read.js';
 import type { Session } from './session.js';
 import { type LendableSink, makeOwnSink, PoolSink } from './sinks.js';
@@ -109,7 +110,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
 
   protected override beginAssembly(totalBytes: number): void {
     checkBufferLength(totalBytes);
-    this.#assembled = allocate(totalBytes);
+    this.#assembled = allocateBytes(totalBytes);
   }
 
   protected override storePiece(offset: number, bytes: Buffer): void {
@@ -215,7 +216,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
       if (length <= SYNC_BYTES_MAX)
         bytes = length === 0 ? Buffer.alloc(0) : memory.mapping.readSync(memory.mappingOffset, length);
       else {
-        bytes = allocate(length);
+        bytes = allocateBytes(length);
         await memory.mapping.copyOut({ offset: memory.mappingOffset, target: bytes });
       }
     } finally {
@@ -246,7 +247,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
         bytes = mapping.readSync(offset, length);
         if (this.call.verify) this.checkCrc(info, crc32c(bytes));
       } else {
-        bytes = allocate(length);
+        bytes = allocateBytes(length);
         const crc = await mapping.copyOut({ offset, target: bytes });
         if (this.call.verify) this.checkCrc(info, crc);
       }
@@ -294,15 +295,6 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
   #done(value: KvValue): void {
     this.reportProgress(value.length, value.length);
     this.succeed(value);
-  }
-}
-
-/** @throws ERR_FABRICKV_MEMORY */
-function allocate(length: number): Buffer<ArrayBuffer> {
-  try {
-    return Buffer.allocUnsafeSlow(length);
-  } catch (error) {
-    throw new FabricKvError('ERR_FABRICKV_MEMORY', `no memory for a value of ${length} bytes`, { cause: error });
   }
 }
 

@@ -28,7 +28,7 @@ import type { Considered } from './protocol-values.js';
 import { PutOperation } from './put.js';
 import { memoryFeed } from './put-feed.js';
 import type { PutSource } from './put-source.js';
-import { closeStream, PutStreamOperation } from './put-stream.js';
+import { PutStreamOperation } from './put-stream.js';
 import { type Region, UserRegion } from './region.js';
 import { acquireFabric, type FabricLease } from './shared-fabric.js';
 import {
@@ -39,7 +39,7 @@ import {
   StatOperation,
   type ValueStat,
 } from './simple-operations.js';
-import type { StreamSource } from './stream-reader.js';
+import { closeStream, type StreamSource } from './stream-reader.js';
 import type { KvValue, PutInfo, ValueInfo } from './value.js';
 import { GetStreamOperation, type ValueStream } from './value-stream.js';
 
@@ -190,12 +190,15 @@ export class KvClient implements AsyncDisposable {
   /**
    * Stores a value that need not be in memory, in constant memory: a `Readable`, a web `ReadableStream`, an async generator
    * of bytes. It is read no faster than it is sent, and destroyed when the call fails. Given as a function that begins the stream, it is
-   * begun anew where the call has to be, after a lost connection; otherwise the call fails then. The call's time runs until the
-   * value is stored. Values of up to 64 KiB are collected and put as by {@link put}.
+   * begun anew where the call has to be, after a lost connection; otherwise the call fails then. Values of up to 64 KiB are collected
+   * and put as by {@link put}.
+   *
+   * `timeoutMs` is how long there may be no connection or no progress; the whole may take longer. Time in which there is nothing to do
+   * but to wait for the source does not count: abort `signal` to end that.
    *
    * @throws ERR_FABRICKV_INVALID_ARGUMENT when the source gives something else than bytes, not the `length` that was announced, or, to go
-   * inline, more than 64 MiB without one; ERR_FABRICKV_CANCELLED when it fails, with its error as the cause; and as {@link put}. All of these
-   * leave the old value untouched
+   * inline, more than 64 MiB without one; ERR_FABRICKV_SOURCE when it fails, with its error as the cause: these leave the old value
+   * untouched. And as {@link put}, where `outcome` says whether it is
    */
   putStream(key: Key, source: StreamSource, options: PutStreamOptions = {}): Promise<PutInfo> {
     const { length, ...rest } = options;

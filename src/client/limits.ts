@@ -20,6 +20,12 @@ export const RANGE_BYTES_MAX = 8 * 1024 * 1024;
 /** and how many of one value may be in flight, or with the consumer of a stream. */
 export const RANGES_IN_FLIGHT_MAX = 4;
 
+/**
+ * Requests for a lease that one session may have on their way, those that were given up included: with the leases of open
+ * streams they stay below the 256 that the server gives a session.
+ */
+export const HOLDS_IN_FLIGHT_MAX = 64;
+
 /** A lease under which nothing is read is renewed after this long; the server ends it after 30 s. */
 export const LEASE_RENEWAL_MS = 10_000;
 

@@ -45,6 +45,12 @@ export class OperationGate {
     this.#admitWaiting();
   }
 
+  /** What it kept apart is over: nobody has to wait any more. */
+  open(): void {
+    this.#inFlightMax = Number.POSITIVE_INFINITY;
+    this.#admitWaiting();
+  }
+
   /**
    * Admits an operation, at once or when there is room.
    *

@@ -61,6 +61,9 @@ export interface ClientCore {
 /** How far a transfer has come, for errors. */
 export type ProgressDetails = { readonly bytesDone?: string; readonly bytesTotal?: string };
 
+/** How exactly a deadline is kept that moved while its tick was under way. */
+const HELD_TICK_MS_MIN = 20;
+
 /** - `waiting`: at the gate. - `running`: it has its place, with or without a session. - `settled`: its promise is. */
 type OperationState = 'waiting' | 'running' | 'settled';
 
@@ -77,8 +80,10 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   /** The session that the current attempt runs in. */
   protected session: Session | undefined;
   readonly #machine = new StateMachine<OperationState>('operation', 'waiting', TRANSITIONS);
-  readonly #deadlineAtMs: number;
-  readonly #deadlineTick: DeadlineTick;
+  #deadlineAtMs: number;
+  /** While the time stands still: how much is left. */
+  #heldLeftMs: number | undefined;
+  #deadlineTick: DeadlineTick;
   #operationId: number;
   #resolve: (value: T) => void = unset;
   #reject: (error: FabricKvError) => void = unset;
@@ -169,7 +174,14 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   onDeadline(): void {
     if (this.settled) return;
-    const { connection } = this.core;
+    const { connection, deadlines } = this.core;
+    const nowMs = performance.now();
+    const leftMs = this.#heldLeftMs ?? this.#deadlineAtMs - nowMs;
+    if (this.#heldLeftMs !== undefined || leftMs > 0) {
+      // The time has stood still or begun anew since the tick was entered: to enter one each time would cost more.
+      this.#deadlineTick = deadlines.add(this, nowMs + Math.max(leftMs, HELD_TICK_MS_MIN));
+      return;
+    }
     const ms = Math.round(this.call.timeoutMs);
     if (this.session === undefined && connection.session === undefined) {
       const { lastError } = connection;
@@ -187,7 +199,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     this.fail(
       new FabricKvError(
         'ERR_FABRICKV_DEADLINE',
-        `not done within ${ms} ms; last stage: ${this.trace.stage}${progress}`,
+        `${this.lateText} within ${ms} ms; last stage: ${this.trace.stage}${progress}`,
         {
           details,
         },
@@ -258,7 +270,30 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** For the wire: the time that is left. */
   protected get deadlineMs(): number {
-    return Math.max(1, Math.ceil(this.#deadlineAtMs - performance.now()));
+    return Math.max(1, Math.ceil(this.#heldLeftMs ?? this.#deadlineAtMs - performance.now()));
+  }
+
+  /** The operation's time begins anew: it has come further. */
+  protected restartTime(): void {
+    if (this.#heldLeftMs !== undefined) this.#heldLeftMs = this.call.timeoutMs;
+    else this.#deadlineAtMs = performance.now() + this.call.timeoutMs;
+  }
+
+  /** The operation's time stands still, until {@link releaseTime}: what it waits for is the caller's to give. Idempotent. */
+  protected holdTime(): void {
+    this.#heldLeftMs ??= this.#deadlineAtMs - performance.now();
+  }
+
+  /** The operation's time runs on. Idempotent. */
+  protected releaseTime(): void {
+    if (this.#heldLeftMs === undefined) return;
+    this.#deadlineAtMs = performance.now() + this.#heldLeftMs;
+    this.#heldLeftMs = undefined;
+  }
+
+  /** What has not happened when the time is over. */
+  protected get lateText(): string {
+    return 'not done';
   }
 
   /** Sends a first message under the current id. */

@@ -11,8 +11,8 @@ import { toClientError } from './fabric-errors.js';
 import { RANGES_IN_FLIGHT_MAX } from './limits.js';
 import type { ClientCore, OperationDescription, PendingOperation } from './operation.js';
 import type { CallSettings } from './options.js';
-import { allocatePiece, crcOf, Entry, type Piece, pieceBytesOf } from './piece.js';
-import { type RangeOwner, RangeReader } from './range-reader.js';
+import { allocateBytes, crcOf, Entry, type Piece, pieceBytesOf } from './piece.js';
+import { type RangeOwner, RangeReader, rangesByRdma } from './range-reader.js';
 import type { Landed, Range, RangePlace, ValueFacts } from './range-request.js';
 import type { Block, ReceivePool } from './receive-pool.js';
 import type { Session } from './session.js';
@@ -58,6 +58,8 @@ export class PieceSource implements RangeOwner, PendingOperation {
     | undefined;
   #error: FabricKvError | undefined;
   #copiesAll = false;
+  /** Whether a piece had to come inline because the pool was full. */
+  #wasRefused = false;
   #over = false;
   /** The consumer has everything. */
   #done = false;
@@ -161,7 +163,8 @@ export class PieceSource implements RangeOwner, PendingOperation {
   next(session: Session): Range | undefined {
     const entry = this.#entries.find(({ state }) => state === 'missing') ?? this.#newEntry();
     if (entry === undefined) return undefined;
-    const wantsRdma = this.#wantsRdma(session);
+    const { core, call } = this.#options;
+    const wantsRdma = core.pool !== undefined && rangesByRdma(session, call, this.#facts?.length);
     if (wantsRdma && !entry.refused && entry.block === undefined) this.#findBlock(entry);
     if (wantsRdma && !entry.refused && entry.block === undefined) return undefined;
     entry.isInline = !wantsRdma || entry.block === undefined;
@@ -217,12 +220,6 @@ export class PieceSource implements RangeOwner, PendingOperation {
     return facts === undefined ? {} : { bytesDone: String(this.#takenBytes), bytesTotal: String(facts.length) };
   }
 
-  #wantsRdma(session: Session): boolean {
-    if (session.receiveMemory === undefined || this.#options.core.pool === undefined) return false;
-    const threshold = this.#options.call.inlineThreshold ?? session.greeting.getInlineThreshold;
-    return (this.#facts?.length ?? Number.POSITIVE_INFINITY) > threshold && threshold !== Number.POSITIVE_INFINITY;
-  }
-
   /** Whether a piece further on may be begun: a few are, those with the consumer included. */
   get #mayBegin(): boolean {
     const end = this.#facts?.length ?? 1;
@@ -268,6 +265,7 @@ export class PieceSource implements RangeOwner, PendingOperation {
       entry.block = block;
       // Callers hold it all, and nobody waits for those: then the piece comes inline.
       entry.refused = block === undefined;
+      this.#wasRefused ||= entry.refused;
       entry.state = 'missing';
       this.#reader.pump();
     });
@@ -281,7 +279,7 @@ export class PieceSource implements RangeOwner, PendingOperation {
       return {
         sink: undefined,
         store: (offset, bytes, rangeBytes) => {
-          if (entry.plain?.length !== rangeBytes) entry.plain = allocatePiece(rangeBytes);
+          if (entry.plain?.length !== rangeBytes) entry.plain = allocateBytes(rangeBytes);
           bytes.copy(entry.plain, offset);
         },
         quarantine: () => () => undefined,
@@ -336,7 +334,7 @@ export class PieceSource implements RangeOwner, PendingOperation {
       return crcOf(pool.mapping, offset, entry.lent.bytes);
     }
     try {
-      entry.plain = allocatePiece(length);
+      entry.plain = allocateBytes(length);
       const crc = await pool.mapping.copyOut({ offset, target: entry.plain });
       counters.bytesCopied += length;
       if (!this.#copiesAll) counters.resultsCopied += 1;
@@ -412,7 +410,7 @@ export class PieceSource implements RangeOwner, PendingOperation {
     const keep = async (): Promise<Buffer> => {
       try {
         if (entry.plain !== undefined || pool === undefined) return entry.bytes;
-        const target = allocatePiece(entry.length);
+        const target = allocateBytes(entry.length);
         await pool.mapping.copyOut({ offset: entry.lentOffset, target });
         counters.bytesCopied += entry.length;
         return target;
@@ -426,13 +424,10 @@ export class PieceSource implements RangeOwner, PendingOperation {
   /** The consumer has it all. */
   #complete({ length }: ValueFacts): void {
     const { core, key, call, trace } = this.#options;
-    if (this.#path === 'rdma') {
-      core.sizes.remember(call.namespace, key, length);
-      core.counters.getsRdma += 1;
-    } else {
-      core.sizes.sawInline(call.namespace, key);
-      core.counters.getsInline += 1;
-    }
+    if (this.#path === 'rdma') core.counters.getsRdma += 1;
+    else core.counters.getsInline += 1;
+    if (this.#path === 'rdma' || this.#wasRefused) core.sizes.remember(call.namespace, key, length);
+    else core.sizes.sawInline(call.namespace, key);
     trace.finish('get.done');
     this.#done = true;
     this.stop();

@@ -69,11 +69,11 @@ export async function crcOf(mapping: Mapping, offset: number, bytes: Buffer): Pr
   return bytes.length <= SYNC_BYTES_MAX ? crc32c(bytes) : mapping.crc32c({ offset, length: bytes.length });
 }
 
-/** Plain memory for a piece. @throws ERR_FABRICKV_MEMORY */
-export function allocatePiece(length: number): Buffer<ArrayBuffer> {
+/** Plain memory for what is received. @throws ERR_FABRICKV_MEMORY */
+export function allocateBytes(length: number): Buffer<ArrayBuffer> {
   try {
     return Buffer.allocUnsafeSlow(length);
   } catch (error) {
-    throw new FabricKvError('ERR_FABRICKV_MEMORY', `no memory for a piece of ${length} bytes`, { cause: error });
+    throw new FabricKvError('ERR_FABRICKV_MEMORY', `no memory for ${length} bytes`, { cause: error });
   }
 }

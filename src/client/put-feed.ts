@@ -62,7 +62,7 @@ export function memoryFeed(source: PutSource): PutFeed {
     transfer: (options) =>
       source.kind === 'region'
         ? new RegionTransfer(source.region, source.length, options)
-        : new BytesTransfer(source.bytes, source.length, options),
+        : new BytesTransfer(source, options),
     sendData: ({ send, ...options }) => {
       const data = new PutData({ source, ...options });
       send(data);

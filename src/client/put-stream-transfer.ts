@@ -18,6 +18,9 @@ const ROOM_BYTES_MAX = 16 * 1024 * 1024;
 /** The first time it is this; then as much as there is already. */
 const ROOM_BYTES_FIRST = 1024 * 1024;
 
+/** What the source has given is written when it gives nothing more for this long, so that no staging waits with it. */
+const PARTIAL_PIECE_MS = 50;
+
 /** Options of {@link StreamTransfer}. */
 export interface StreamTransferOptions extends PutTransferOptions {
   readonly reader: StreamReader;
@@ -134,7 +137,7 @@ export class StreamTransfer extends PutTransfer {
     return block;
   }
 
-  /** Fills a piece and writes it; at the end of the stream it is shorter. */
+  /** Fills a piece and writes it; at the end of the stream, or when the source is slow, it is shorter. */
   async #fill(block: Block): Promise<void> {
     const { pool, crc } = this.options;
     const reader = this.#reader;
@@ -142,7 +145,7 @@ export class StreamTransfer extends PutTransfer {
     let isOurs = true;
     try {
       while (filled < block.length) {
-        if (!reader.available && (await reader.ready()) !== 'bytes') break;
+        if (!reader.available && !(await this.#moreSoon())) break;
         if (!this.running) return;
         const max = block.length - filled;
         const bytes = reader.take(crc.wanted ? max : Math.min(max, SYNC_BYTES_MAX));
@@ -159,6 +162,17 @@ export class StreamTransfer extends PutTransfer {
     this.write(piece);
     // Ahead of the need for it, so that the writes go on meanwhile.
     if (this.running && this.#roomBytes < Math.min(ROOM_AHEAD_BYTES, this.nextOffset)) this.#askForRoom();
+  }
+
+  /** Whether the source gives more within {@link PARTIAL_PIECE_MS}. */
+  async #moreSoon(): Promise<boolean> {
+    const reader = this.#reader;
+    const timer = setTimeout(() => reader.interrupt(), PARTIAL_PIECE_MS);
+    try {
+      return (await reader.ready()) === 'bytes';
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   async #copy(bytes: Uint8Array, to: number, offset: number): Promise<void> {

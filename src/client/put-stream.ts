@@ -4,15 +4,16 @@
  */
 
 import { FabricKvError } from '../protocol/errors.js';
-import { DATA_BYTES_MAX } from '../protocol/limits.js';
+import { DATA_BYTES_MAX, OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
 import { formatSize } from '../protocol/units.js';
+import { TRANSFER_RETRIES_MAX } from './limits.js';
 import type { ClientCore } from './operation.js';
 import type { CallSettings } from './options.js';
 import { PutOperation } from './put.js';
 import { memoryFeed, streamFeed } from './put-feed.js';
 import type { Session } from './session.js';
 import { StreamLength } from './stream-length.js';
-import { type ByteStream, isStream, StreamReader, type StreamSource } from './stream-reader.js';
+import { type ByteStream, StreamReader, type StreamSource, sourceFailed } from './stream-reader.js';
 import { ValueCrc } from './value-crc.js';
 
 /** A stream of unknown length that has to go inline is collected up to this length: Data has to say the length first. */
@@ -24,15 +25,25 @@ interface Plan {
   readonly mustEnd: boolean;
 }
 
-/** Writes one stream. */
+/**
+ * Writes one stream. Its time begins anew when it gets its first session and whenever bytes of it have moved, and stands still
+ * while there is nothing to do but to wait for the source.
+ */
 export class PutStreamOperation extends PutOperation {
   readonly #open: (() => ByteStream) | undefined;
   readonly #known: number | undefined;
   #reader: StreamReader | undefined;
+  #waitsForSource = false;
+  #hadSession = false;
+  /** The most bytes that an attempt has moved, */
+  #movedMax = 0;
+  /** and the attempts since then. */
+  #attemptsSince = 0;
 
   /** @throws ERR_FABRICKV_INVALID_ARGUMENT */
   constructor(core: ClientCore, key: Buffer, source: StreamSource, length: number | undefined, call: CallSettings) {
-    const reader = typeof source === 'function' ? undefined : new StreamReader(source);
+    // Checked before the operation is there, which would have to be ended.
+    const reader = typeof source === 'function' ? undefined : new StreamReader(source, (waits) => this.#onWait(waits));
     super(core, key, unopened(length), call);
     this.#reader = reader;
     this.#open = typeof source === 'function' ? source : undefined;
@@ -40,6 +51,9 @@ export class PutStreamOperation extends PutOperation {
   }
 
   protected override attempt(session: Session): void {
+    if (!this.#hadSession) this.restartTime();
+    this.#hadSession = true;
+    this.#attemptsSince += 1;
     if (this.outcome() === 'unknown' || this.feed.inMemory) super.attempt(session);
     else void this.guardAsync(() => this.#begin(session));
   }
@@ -64,6 +78,35 @@ export class PutStreamOperation extends PutOperation {
     return this.feed.inMemory || this.#open !== undefined || this.#reader?.spent === false;
   }
 
+  protected override progressed(bytes: number): void {
+    if (bytes > this.#movedMax) {
+      this.#movedMax = bytes;
+      this.#attemptsSince = 0;
+    }
+    // One that never comes further than those before it must not go on for ever.
+    if (this.#attemptsSince <= TRANSFER_RETRIES_MAX) this.restartTime();
+    this.#keepTime();
+  }
+
+  /** On the wire: the server cannot know how long the source may be silent. A client that is gone loses its session. */
+  protected override get deadlineMs(): number {
+    return OPERATION_TIMEOUT_MS_MAX;
+  }
+
+  protected override get lateText(): string {
+    return 'no progress';
+  }
+
+  #onWait(waits: boolean): void {
+    this.#waitsForSource = waits;
+    this.#keepTime();
+  }
+
+  #keepTime(): void {
+    if (this.#waitsForSource && !this.isMoving) this.holdTime();
+    else this.releaseTime();
+  }
+
   async #begin(session: Session): Promise<void> {
     const { valueBytesMax } = session.greeting;
     const length = new StreamLength(this.#known, valueBytesMax);
@@ -75,12 +118,12 @@ export class PutStreamOperation extends PutOperation {
     if (this.settled || this.session !== session || readiness === 'interrupted') return;
     if (readiness === 'ended') {
       length.checkEnd(reader.keptBytes);
-      const bytes = reader.keptAsOne();
+      const source = { kind: 'blocks', blocks: reader.keptBlocks(), length: reader.keptBytes } as const;
       reader.close();
-      this.feed = memoryFeed({ kind: 'bytes', bytes, length: bytes.length });
-      this.trace.bytes = bytes.length;
+      this.feed = memoryFeed(source);
+      this.trace.bytes = source.length;
     } else {
-      if (reader.keptBytes > length.bytesMax) length.checkMore(length.bytesMax);
+      if (reader.hasMoreThan(length.bytesMax)) length.checkMore(length.bytesMax);
       if (mustEnd) throw this.#needsLength(session);
       this.feed = streamFeed(reader, this.#known, valueBytesMax);
     }
@@ -114,7 +157,7 @@ export class PutStreamOperation extends PutOperation {
       this.#reader.close();
     }
     this.crc = new ValueCrc(this.call.checksum);
-    this.#reader = new StreamReader(opened(open));
+    this.#reader = new StreamReader(opened(open), (waits) => this.#onWait(waits));
     return this.#reader;
   }
 
@@ -132,18 +175,11 @@ export class PutStreamOperation extends PutOperation {
   }
 }
 
-/** Closes a stream whose PUT never began. */
-export function closeStream(source: unknown): void {
-  if (isStream(source)) new StreamReader(source).close();
-}
-
 function opened(open: () => ByteStream): ByteStream {
   try {
     return open();
   } catch (error) {
-    if (error instanceof FabricKvError) throw error;
-    const why = error instanceof Error ? error.message : String(error);
-    throw new FabricKvError('ERR_FABRICKV_CANCELLED', `the source of the value failed: ${why}`, { cause: error });
+    throw sourceFailed(error);
   }
 }
 

@@ -57,11 +57,14 @@ export interface PutTransferEvents {
   onLanded(bytes: number): void;
   /** All have landed, so many of them, and the CRC is complete. */
   onDone(length: number): void;
-  /** It failed. */
+  /** It failed. What is in flight of it comes back before or after. */
   onError(error: FabricKvError): void;
   /** Of a value of unknown length: it needs this much more room than it has. {@link PutTransfer.roomGranted} answers. */
   onRoomNeeded(bytes: number): void;
-  /** It is over, and nothing of it reads the source any more. Comes once, after one of the others or a {@link PutTransfer.cancel}. */
+  /**
+   * Nothing of it reads the source any more. Comes once: after {@link onDone} or a {@link PutTransfer.cancel}, or when it has
+   * failed, then possibly before {@link onError}.
+   */
   onQuiet(): void;
 }
 
@@ -106,9 +109,14 @@ export abstract class PutTransfer {
     this.step(() => this.pump());
   }
 
-  /** Posts nothing more; `onQuiet` follows when nothing is in flight. Does nothing when it is over. */
+  /** Posts nothing more; `onQuiet` comes when nothing is in flight, at once if nothing is. Does nothing when it is over. */
   cancel(): void {
     if (this.running) this.#stop('cancelled');
+  }
+
+  /** Whether bytes that the source has given are on their way. */
+  get isMoving(): boolean {
+    return this.#pieces.size > 0;
   }
 
   /** Begins all that can be begun now, and then calls {@link finishIfLanded}. Called whenever something has ended. */

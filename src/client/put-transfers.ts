@@ -4,7 +4,7 @@
  */
 
 import { SYNC_BYTES_MAX } from './limits.js';
-import { pieceOf } from './put-source.js';
+import { type BytesSource, bytesOf } from './put-source.js';
 import {
   PutTransfer,
   type PutTransferOptions,
@@ -66,11 +66,11 @@ export class BytesTransfer extends PutTransfer {
   readonly #pieceBytes: number;
 
   constructor(
-    private readonly bytes: Uint8Array,
-    private readonly length: number,
+    private readonly source: BytesSource,
     options: PutTransferOptions,
   ) {
     super(options);
+    const { length } = source;
     // Of a value of less than two pieces the first one is smaller, so that something overlaps. What is copied without a CRC
     // is copied on the JS thread, in pieces that are short enough for it.
     this.#pieceBytes = options.crc.wanted
@@ -83,7 +83,7 @@ export class BytesTransfer extends PutTransfer {
       this.running &&
       !this.busy &&
       !this.waitingForStaging &&
-      this.nextOffset < this.length &&
+      this.nextOffset < this.source.length &&
       this.piecesUnderWay < STAGED_PIECES_MAX
     ) {
       if (!this.stage(this.#nextLength(), (block) => this.#fill(block))) break;
@@ -92,13 +92,13 @@ export class BytesTransfer extends PutTransfer {
   }
 
   protected override isComplete(): boolean {
-    return this.nextOffset === this.length;
+    return this.nextOffset === this.source.length;
   }
 
   /** A piece ends where the CRC of an earlier attempt has ended, so that no byte counts twice. */
   #nextLength(): number {
     const { bytes } = this.options.crc;
-    const end = Math.min(this.nextOffset + this.#pieceBytes, this.length);
+    const end = Math.min(this.nextOffset + this.#pieceBytes, this.source.length);
     return (bytes > this.nextOffset && bytes < end ? bytes : end) - this.nextOffset;
   }
 
@@ -108,7 +108,7 @@ export class BytesTransfer extends PutTransfer {
     const offset = this.nextOffset;
     const { length } = block;
     const piece = this.enter(length, mapping, block.offset, block);
-    const source = pieceOf(this.bytes, offset, length);
+    const source = bytesOf(this.source, offset, length);
     counters.bytesCopied += length;
     if (length <= SYNC_BYTES_MAX) {
       crc.add(offset, source);

@@ -142,6 +142,16 @@ export class PutOperation extends Operation<PutInfo> {
     this.#letGo();
   }
 
+  /** So many bytes of this attempt have moved. */
+  protected progressed(_bytes: number): void {
+    // The time of a value that is in memory runs whatever has moved of it.
+  }
+
+  /** Whether bytes are on their way by RDMA. */
+  protected get isMoving(): boolean {
+    return this.#transfer?.isMoving ?? false;
+  }
+
   /** Whether the value can be sent from its beginning again. */
   protected mayRepeat(): boolean {
     return true;
@@ -360,6 +370,7 @@ export class PutOperation extends Operation<PutInfo> {
 
   #moved(bytes: number): void {
     this.#bytesMoved = bytes;
+    this.progressed(bytes);
     this.reportProgress(bytes, this.feed.length ?? Number.POSITIVE_INFINITY);
   }
 

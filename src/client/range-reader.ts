@@ -11,6 +11,8 @@ import type { DeadlineTick, Expiring } from './deadlines.js';
 import { toClientError } from './fabric-errors.js';
 import { LEASE_RENEWAL_MS, RANGES_IN_FLIGHT_MAX, TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
 import type { ClientCore } from './operation.js';
+import type { Gated } from './operation-gate.js';
+import type { CallSettings } from './options.js';
 import { type Landed, type Range, type RangePlace, RangeRequest, type ValueFacts } from './range-request.js';
 import type { Session } from './session.js';
 import { StateMachine, type Transitions } from './state-machine.js';
@@ -61,8 +63,25 @@ type ReaderState = 'reading' | 'stopped';
 
 const TRANSITIONS: Transitions<ReaderState> = { reading: ['stopped'], stopped: [] };
 
+/** A place in {@link Session.holds}. */
+interface Hold extends Gated {
+  readonly session: Session;
+  admitted: boolean;
+}
+
 /** A renewal reads a byte, for the sake of the lease. */
 const RENEWAL_PLACE: RangePlace = { sink: undefined, store: nothing, quarantine: () => nothing };
+
+/**
+ * Whether a range is to come by RDMA.
+ *
+ * @param length of the value; undefined while it is not known
+ */
+export function rangesByRdma(session: Session, call: CallSettings, length: number | undefined): boolean {
+  if (session.receiveMemory === undefined) return false;
+  const threshold = call.inlineThreshold ?? session.greeting.getInlineThreshold;
+  return (length ?? Number.POSITIVE_INFINITY) > threshold && threshold !== Number.POSITIVE_INFINITY;
+}
 
 /** Reads by ranges. */
 export class RangeReader implements Expiring {
@@ -71,6 +90,8 @@ export class RangeReader implements Expiring {
   readonly #inFlight = new Set<RangeRequest>();
   #session: Session | undefined;
   #awaitsSession = false;
+  /** Its place among those who ask the session for a lease, until the request has been answered. */
+  #hold: Hold | undefined;
   #lease: { readonly id: bigint; readonly session: Session } | undefined;
   #version: Version | undefined;
   #length = 0;
@@ -82,6 +103,8 @@ export class RangeReader implements Expiring {
   #renewalDue = false;
   #pumping = false;
   #progressAtMs = performance.now();
+  /** While nobody waits the time stands still: how much of it had passed. */
+  #stoodStillAtMs: number | undefined = 0;
   #deadlineTick: DeadlineTick | undefined;
 
   constructor(options: RangeReaderOptions) {
@@ -128,6 +151,7 @@ export class RangeReader implements Expiring {
     core.connection.forget(this);
     for (const request of this.#inFlight) request.cancel();
     this.#inFlight.clear();
+    if (this.#hold !== undefined) this.#hold.session.holds.leave(this.#hold);
     const lease = this.#lease;
     this.#lease = undefined;
     // A session that has ended has dropped its leases.
@@ -169,7 +193,10 @@ export class RangeReader implements Expiring {
     if (this.stopped || this.#retryTimer !== undefined || this.#inFlight.size >= RANGES_IN_FLIGHT_MAX) return false;
     if (!owner.wantsMore && !this.#renewalDue) return false;
     const session = this.#openSession();
-    if (session === undefined || (this.#leaseIn(session) === undefined && this.#isTakingLease(session))) return false;
+    if (session === undefined) return false;
+    if (this.#leaseIn(session) === undefined && (this.#isTakingLease(session) || !this.#mayTakeLease(session))) {
+      return false;
+    }
     const range = owner.next(session);
     if (range !== undefined) this.#ask(session, range);
     else if (this.#renewalDue) this.#ask(session, { offset: 0, length: 1, place: RENEWAL_PLACE });
@@ -192,6 +219,22 @@ export class RangeReader implements Expiring {
     return this.#lease?.session === session ? this.#lease.id : undefined;
   }
 
+  /** Whether its turn to ask for a lease has come; otherwise it is pumped then. */
+  #mayTakeLease(session: Session): boolean {
+    if (this.#hold?.session === session) return this.#hold.admitted;
+    const hold: Hold = {
+      session,
+      admitted: false,
+      admit: () => {
+        hold.admitted = true;
+        this.pump();
+      },
+    };
+    this.#hold = hold;
+    session.holds.enter(hold);
+    return hold.admitted;
+  }
+
   #isTakingLease(session: Session): boolean {
     for (const request of this.#inFlight) if (request.holds && request.session === session) return true;
     return false;
@@ -202,6 +245,8 @@ export class RangeReader implements Expiring {
     const { sink } = range.place;
     const operationId = this.#asked === 0 ? firstOperationId : core.nextOperationId();
     const leaseId = this.#leaseIn(session);
+    const hold = leaseId === undefined ? this.#hold : undefined;
+    if (hold !== undefined) this.#hold = undefined;
     const request = new RangeRequest({
       session,
       operationId,
@@ -211,6 +256,7 @@ export class RangeReader implements Expiring {
       deadlineMs: deadlineMs(),
       inlineMax: this.#inlineMax(session),
       leaseId,
+      onLeaseDecided: () => hold && session.holds.leave(hold),
       onlyVersion: leaseId === undefined ? this.#version : undefined,
       check,
       counters: core.counters,
@@ -224,7 +270,6 @@ export class RangeReader implements Expiring {
     this.#asked += 1;
     this.#inFlight.add(request);
     this.#renewSoon();
-    if (this.#inFlight.size === 1) this.#progressAtMs = performance.now();
     request.send();
     trace.mark('get.request.sent', fields);
   }
@@ -237,9 +282,7 @@ export class RangeReader implements Expiring {
   }
 
   readonly #events = {
-    onProgress: (): void => {
-      this.#progressAtMs = performance.now();
-    },
+    onProgress: (): void => this.#progressed(),
     onAbsent: (request: RangeRequest): void => {
       this.#inFlight.delete(request);
       if (this.#version === undefined) {
@@ -256,11 +299,13 @@ export class RangeReader implements Expiring {
     onFailed: (request: RangeRequest, error: FabricKvError): void => {
       this.#inFlight.delete(request);
       this.#missing(request);
+      this.#keepTime();
       this.#failed(request, error);
     },
     onLost: (request: RangeRequest): void => {
       this.#inFlight.delete(request);
       this.#missing(request);
+      this.#keepTime();
       this.#options.core.counters.retries += 1;
       this.pump();
     },
@@ -268,7 +313,7 @@ export class RangeReader implements Expiring {
 
   #landed({ range, session, holds }: RangeRequest, facts: ValueFacts, leaseId: bigint, landed: Landed): void {
     const { owner, trace } = this.#options;
-    this.#progressAtMs = performance.now();
+    this.#progressed();
     this.#failures = 0;
     if (holds && leaseId !== 0n) this.#lease = { id: leaseId, session };
     const isFirst = this.#version === undefined;
@@ -340,15 +385,34 @@ export class RangeReader implements Expiring {
     this.#renewalTimer.unref();
   }
 
+  /** Bytes have come, or the consumer has asked for more: the time begins anew. Never because a request is made again. */
+  #progressed(): void {
+    this.#progressAtMs = performance.now();
+    if (this.#stoodStillAtMs !== undefined) this.#stoodStillAtMs = 0;
+  }
+
+  /** To be called when it may have changed whether somebody waits. */
+  #keepTime(): void {
+    const nowMs = performance.now();
+    if (!this.#isWaiting) {
+      this.#stoodStillAtMs ??= nowMs - this.#progressAtMs;
+    } else if (this.#stoodStillAtMs !== undefined) {
+      this.#progressAtMs = nowMs - this.#stoodStillAtMs;
+      this.#stoodStillAtMs = undefined;
+    }
+  }
+
   #watch(): void {
     const { stallMs, core } = this.#options;
-    if (stallMs === undefined || this.stopped || this.#deadlineTick !== undefined || !this.#isWaiting) return;
+    if (stallMs === undefined || this.stopped) return;
+    this.#keepTime();
+    if (this.#deadlineTick !== undefined || !this.#isWaiting) return;
     this.#deadlineTick = core.deadlines.add(this, this.#progressAtMs + stallMs);
   }
 
   /** Somebody begins to wait: the time that nothing has arrived counts from now. */
   waitBegins(): void {
-    if (this.#inFlight.size === 0) this.#progressAtMs = performance.now();
+    if (this.#inFlight.size === 0) this.#progressed();
     this.pump();
   }
 }

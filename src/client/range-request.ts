@@ -12,7 +12,7 @@ import { fromBigInt, fromThreshold, toBigInt, toSafeInteger, toVersion, type Ver
 import type { Counters } from './counters.js';
 import { toClientError } from './fabric-errors.js';
 import { unexpectedResult } from './operation.js';
-import type { Session, SessionHandler } from './session.js';
+import type { LateHandler, Session, SessionHandler } from './session.js';
 import type { ValuePath } from './value.js';
 
 /** Where a range's bytes go. */
@@ -79,6 +79,8 @@ export interface RangeRequestOptions {
   readonly inlineMax: number;
   /** To be read under; undefined: take one. */
   readonly leaseId: bigint | undefined;
+  /** The server can give no lease for this request any more. */
+  readonly onLeaseDecided: () => void;
   /** The version that is read, if it is decided and no lease says it. */
   readonly onlyVersion: Version | undefined;
   /** Compute the CRC of what comes inline. */
@@ -88,7 +90,7 @@ export interface RangeRequestOptions {
 }
 
 /** A request in flight. */
-export class RangeRequest implements SessionHandler {
+export class RangeRequest implements SessionHandler, LateHandler {
   #receivedBytes = 0;
   #crc = 0;
   #over = false;
@@ -136,8 +138,9 @@ export class RangeRequest implements SessionHandler {
   /** Gives it up: the server is told, and the sink is held until nothing can land in it. */
   cancel(): void {
     if (this.#over) return;
-    this.options.counters.cancels += 1;
-    this.session.cancel(this.options.operationId);
+    const { counters, session, operationId } = this.options;
+    counters.cancels += 1;
+    session.cancel(operationId, this.holds ? this : undefined);
     this.#holdSink();
     this.#leave();
   }
@@ -145,7 +148,8 @@ export class RangeRequest implements SessionHandler {
   onResult(result: Result__Output): void {
     if (this.#over) return;
     this.session.finish(this.options.operationId);
-    const { events } = this.options;
+    const { events, onLeaseDecided } = this.options;
+    onLeaseDecided();
     try {
       if (result.failure) {
         if (result.failure.sinkBusy) this.#holdSink();
@@ -183,6 +187,17 @@ export class RangeRequest implements SessionHandler {
       this.cancel();
       events.onFailed(this, toClientError(error));
     }
+  }
+
+  /** Of a request that was given up: nobody wants the lease that it brings. */
+  onLateResult({ get }: Result__Output): void {
+    if (get && toBigInt(get.leaseId) !== 0n) {
+      this.session.send({ operationId: 0, leaseEnd: { leaseId: get.leaseId } });
+    }
+  }
+
+  onQuiesced(): void {
+    this.options.onLeaseDecided();
   }
 
   onSessionEnd(): void {

@@ -11,7 +11,7 @@ import { toClientError } from './fabric-errors.js';
 import { RANGE_BYTES_MAX, SYNC_BYTES_MAX } from './limits.js';
 import type { ClientCore } from './operation.js';
 import type { CallSettings } from './options.js';
-import { type RangeOwner, RangeReader } from './range-reader.js';
+import { type RangeOwner, RangeReader, rangesByRdma } from './range-reader.js';
 import type { Landed, Range, RangePlace, ValueFacts } from './range-request.js';
 import type { Session } from './session.js';
 import { checksumError, type ValueInfo, type ValuePath } from './value.js';
@@ -104,14 +104,22 @@ export class RangedRead implements RangeOwner {
   next(session: Session): Range | undefined {
     const [first] = this.#missing;
     if (first === undefined) return undefined;
+    const { memory } = this.#options;
+    if (this.#facts === undefined && memory.quarantined) {
+      // What may still land there may be of another version than what would come now.
+      memory.whenQuiet(() => this.#reader.pump());
+      return undefined;
+    }
     const { offset } = first;
-    if (!this.#wantsRdma(session)) return this.#take(first, Math.min(RANGE_BYTES_MAX, first.end - offset), undefined);
+    if (!rangesByRdma(session, this.#options.call, this.#facts?.length)) {
+      return this.#take(first, Math.min(RANGE_BYTES_MAX, first.end - offset), undefined);
+    }
     const { dataPlane } = session;
     if (dataPlane === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a sink without a data plane');
     const introduced = this.#introducedTo(session, dataPlane);
     if (introduced === undefined) return undefined;
     // No range crosses the seam between two registrations.
-    const place = this.#options.memory.mappingOffset + offset;
+    const place = memory.mappingOffset + offset;
     const toSeam = dataPlane.regionBytesMax - (place % dataPlane.regionBytesMax);
     return this.#take(first, Math.min(RANGE_BYTES_MAX, toSeam, first.end - offset), introduced.place(place));
   }
@@ -157,12 +165,6 @@ export class RangedRead implements RangeOwner {
 
   /** How much the first request asked for. */
   #asked = 0;
-
-  #wantsRdma(session: Session): boolean {
-    if (session.receiveMemory === undefined) return false;
-    const threshold = this.#options.call.inlineThreshold ?? session.greeting.getInlineThreshold;
-    return (this.#facts?.length ?? Number.POSITIVE_INFINITY) > threshold && threshold !== Number.POSITIVE_INFINITY;
-  }
 
   #introducedTo(session: Session, dataPlane: DataPlane): IntroducedMemory | undefined {
     if (this.#introduced?.dataPlane === dataPlane) return this.#introduced.memory;

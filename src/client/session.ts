@@ -15,6 +15,8 @@ import type { ServerMessage__Output } from '../protocol/generated/fabrickv/v1/Se
 import { fromServiceError } from '../protocol/rpc-errors.js';
 import { toSafeInteger } from '../protocol/wire.js';
 import type { DataPlane, IntroducedMemory } from './data-plane.js';
+import { HOLDS_IN_FLIGHT_MAX } from './limits.js';
+import { OperationGate } from './operation-gate.js';
 import { readGreeting, type ServerGreeting } from './protocol-values.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
@@ -41,6 +43,14 @@ export interface SessionHandler {
   onData(data: Data__Output): void;
   /** The session ended before the handler had left it. Nothing more comes. */
   onSessionEnd(): void;
+}
+
+/** What gets the messages of an operation that was given up, if they bring something that has to be given back. */
+export interface LateHandler {
+  /** A Result that has crossed the Cancel. */
+  onLateResult(result: Result__Output): void;
+  /** Nothing more comes. Not called when the session ends before. */
+  onQuiesced(): void;
 }
 
 /** What a session's owner is told. */
@@ -83,6 +93,13 @@ export class Session {
   dataPlane: DataPlane | undefined;
   /** The receive pool as the server knows it; set by the owner when the data plane is ready. Without it the session is inline-only. */
   receiveMemory: IntroducedMemory | undefined;
+  /** What requests that take a lease pass. */
+  readonly holds = new OperationGate({
+    inFlightMax: HOLDS_IN_FLIGHT_MAX,
+    // As many as there are operations, which have a limit of their own.
+    waitingMax: Number.POSITIVE_INFINITY,
+    what: 'requests for a lease',
+  });
   readonly #machine = new StateMachine<SessionState>('session', 'greeting', TRANSITIONS);
   readonly #client: Client;
   readonly #stream: Stream;
@@ -93,6 +110,8 @@ export class Session {
   readonly #attached = new Set<SessionHandler>();
   /** Those of them that wait for the server. */
   readonly #handlers = new Map<number, SessionHandler>();
+  /** Of operations that were given up, until Quiesced. */
+  readonly #late = new Map<number, LateHandler>();
   readonly #quiescing = new Map<number, { readonly onQuiet: () => void; readonly sinceMs: number }>();
   /** What may be done once it is proved that the server writes no more. */
   readonly #whenProved: (() => void)[] = [];
@@ -163,10 +182,11 @@ export class Session {
   }
 
   /** Gives an operation up that the server may be working on; {@link awaitQuiesced} tells when it does so no more. */
-  cancel(operationId: number): void {
+  cancel(operationId: number, late?: LateHandler): void {
     if (this.state === 'ended') return;
     this.send({ operationId, cancel: {} });
     this.finish(operationId);
+    if (late !== undefined) this.#late.set(operationId, late);
   }
 
   /** Calls back when Quiesced has come for the operation, or the session is over and its quiescence proved. */
@@ -183,6 +203,8 @@ export class Session {
   drain(): void {
     if (this.state !== 'open') return;
     this.#machine.to('draining');
+    // Those who wait for their turn find the next session.
+    this.holds.open();
     if (this.#attached.size === 0) this.leave('drained');
   }
 
@@ -278,7 +300,7 @@ export class Session {
     const operationId = toSafeInteger(message.operationId, 'operation_id');
     switch (message.body) {
       case 'result':
-        if (message.result) this.#handlers.get(operationId)?.onResult(message.result);
+        if (message.result) this.#onResult(operationId, message.result);
         break;
       case 'data':
         if (message.data) this.#handlers.get(operationId)?.onData(message.data);
@@ -286,6 +308,8 @@ export class Session {
       case 'quiesced': {
         const quiescing = this.#quiescing.get(operationId);
         this.#quiescing.delete(operationId);
+        this.#late.get(operationId)?.onQuiesced();
+        this.#late.delete(operationId);
         quiescing?.onQuiet();
         break;
       }
@@ -317,6 +341,12 @@ export class Session {
         this.#logger.debug({ body: message.body }, 'Ignored a message of an unknown kind');
     }
     if (this.#greeting === undefined) throw outOfTurn(message.body ?? 'an empty message');
+  }
+
+  #onResult(operationId: number, result: Result__Output): void {
+    const handler = this.#handlers.get(operationId);
+    if (handler === undefined) this.#late.get(operationId)?.onLateResult(result);
+    else handler.onResult(result);
   }
 
   async #onRailChanged(dataPlane: DataPlane, changed: RailChanged__Output): Promise<void> {
@@ -362,10 +392,12 @@ export class Session {
     clearTimeout(this.#quiescedTimer);
     for (const { onQuiet } of this.#quiescing.values()) this.#whenProved.push(onQuiet);
     this.#quiescing.clear();
+    this.#late.clear();
     const handlers = [...this.#attached];
     this.#attached.clear();
     this.#handlers.clear();
     for (const handler of handlers) handler.onSessionEnd();
+    this.holds.open();
     this.#events.onEnd(error, status);
   }
 }

@@ -2,6 +2,7 @@
  * The source of a `putStream`: anything that gives bytes piece by piece, read no faster than they are sent.
  */
 
+import { EventEmitter } from 'node:events';
 import { FabricKvError } from '../protocol/errors.js';
 
 /** What can be sent as a stream: a Node.js `Readable` of bytes, a web `ReadableStream`, an async generator. */
@@ -10,7 +11,9 @@ export type ByteStream = AsyncIterable<Uint8Array>;
 /** A stream, or a function that begins it anew: then a PUT that is interrupted can be sent again. */
 export type StreamSource = ByteStream | (() => ByteStream);
 
-/** Blocks of what is kept in memory. */
+const NO_BYTES = new Uint8Array(0);
+
+/** Blocks of what is kept in memory: Data, of which each piece has at most 64 KiB, never crosses from one to the next. */
 const KEPT_BLOCK_BYTES = 64 * 1024;
 const KEPT_BLOCK_BYTES_MAX = 1024 * 1024;
 
@@ -25,17 +28,23 @@ export class StreamReader {
   readonly #kept: Buffer[] = [];
   #keptBytes = 0;
   #lastBlockBytes = 0;
-  /** What the stream gave last. */
-  #chunk: Uint8Array = new Uint8Array(0);
+  /** What the stream gave last, as far as it was neither kept nor taken. */
+  #chunk: Uint8Array = NO_BYTES;
   #spent = false;
   #ended = false;
   #error: FabricKvError | undefined;
   #isReading = false;
   #onReady: ((interrupted: boolean) => void) | undefined;
   #closed = false;
+  /** Counts the interruptions. */
+  #turn = 0;
+  readonly #onWait: (waits: boolean) => void;
 
-  /** @throws ERR_FABRICKV_INVALID_ARGUMENT when it is no stream */
-  constructor(stream: unknown) {
+  /**
+   * @param onWait told when it begins to wait for the stream, and when that has ended
+   * @throws ERR_FABRICKV_INVALID_ARGUMENT when it is no stream, or one that somebody else reads
+   */
+  constructor(stream: unknown, onWait: (waits: boolean) => void = ignore) {
     if (!isStream(stream)) {
       throw new FabricKvError(
         'ERR_FABRICKV_INVALID_ARGUMENT',
@@ -43,12 +52,25 @@ export class StreamReader {
       );
     }
     this.#stream = stream;
-    this.#iterator = stream[Symbol.asyncIterator]();
+    this.#onWait = onWait;
+    try {
+      this.#iterator = stream[Symbol.asyncIterator]();
+    } catch (error) {
+      throw new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', `the source cannot be read: ${textOf(error)}`, {
+        cause: error,
+      });
+    }
+    ignoreErrorEvents(stream);
   }
 
   /** Bytes that were read and kept. */
   get keptBytes(): number {
     return this.#keptBytes;
+  }
+
+  /** Whether the stream is known to have more than so many bytes. Before anything was taken. */
+  hasMoreThan(bytes: number): boolean {
+    return this.#keptBytes + this.#chunk.length > bytes;
   }
 
   /** Whether bytes were taken: the stream cannot be sent from its beginning any more. */
@@ -64,7 +86,7 @@ export class StreamReader {
   /**
    * Waits until bytes can be taken. One may wait at a time.
    *
-   * @throws ERR_FABRICKV_CANCELLED when the source fails, with its error as the cause (a FabricKvError is passed on),
+   * @throws ERR_FABRICKV_SOURCE when the source fails, with its error as the cause (a FabricKvError is passed on),
    * ERR_FABRICKV_INVALID_ARGUMENT when it gives something else than bytes
    */
   async ready(): Promise<Readiness> {
@@ -73,7 +95,8 @@ export class StreamReader {
 
   /** Ends the waiting of {@link ready} and {@link keep}; what the stream gives then is there for the next one. */
   interrupt(): void {
-    this.#onReady?.(true);
+    this.#turn += 1;
+    this.#tellReady(true);
   }
 
   /** The next bytes, at most `max`: a view that is good until {@link ready} is called. Empty when there are none to be had at once. */
@@ -96,55 +119,59 @@ export class StreamReader {
     return taken;
   }
 
-  /** Reads on, and keeps what it reads, until that is more than `bytes`, or the stream has ended. Before anything was taken. */
+  /**
+   * Reads on, and keeps what it reads, until there is more than `bytes`, or the stream has ended. Before anything was taken.
+   * What would be too much stays with the stream that gave it.
+   */
   async keep(bytes: number): Promise<Readiness> {
-    for (;;) {
+    const turn = this.#turn;
+    while (!this.hasMoreThan(bytes)) {
       this.#keep(this.#chunk);
-      this.#chunk = new Uint8Array(0);
-      if (this.#keptBytes > bytes) return 'bytes';
+      this.#chunk = NO_BYTES;
       const readiness = await this.#more();
+      // Interrupted in the same moment in which something came: another one may wait by now.
+      if (turn !== this.#turn) return 'interrupted';
       if (readiness !== 'bytes') return readiness;
     }
+    return 'bytes';
   }
 
-  /** All that was kept, in one piece; it stays there. */
-  keptAsOne(): Buffer {
+  /** All that was kept, in blocks; it stays there. */
+  keptBlocks(): Buffer[] {
     const last = this.#kept.length - 1;
-    return Buffer.concat(
-      this.#kept.map((block, i) => (i === last ? block.subarray(0, this.#lastBlockBytes) : block)),
-      this.#keptBytes,
-    );
+    return this.#kept.map((block, i) => (i === last ? block.subarray(0, this.#lastBlockBytes) : block));
   }
 
   /** Nothing more is wanted: destroys the stream, if it has not ended. Idempotent. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#onReady?.(true);
+    this.#tellReady(true);
     this.#kept.length = 0;
-    this.#chunk = new Uint8Array(0);
-    if (this.#ended) return;
-    const stream = this.#stream as { destroy?: unknown };
-    if (typeof stream.destroy === 'function') {
-      (stream as { destroy(): void }).destroy();
-      return;
-    }
+    this.#chunk = NO_BYTES;
     // A generator that is in the middle of something ends when it is done with that; it is not waited for.
-    const returned = this.#iterator.return?.();
-    if (returned !== undefined) Promise.resolve(returned).catch(() => undefined);
+    if (!this.#ended) end(this.#stream, () => this.#iterator.return?.());
   }
 
   async #more(): Promise<Readiness> {
     if (this.#error === undefined && !this.#ended) {
       if (!this.#isReading) void this.#read();
+      this.#onWait(true);
       const interrupted = await new Promise<boolean>((resolve) => {
         this.#onReady = resolve;
       });
-      this.#onReady = undefined;
       if (interrupted) return 'interrupted';
     }
     if (this.#error !== undefined) throw this.#error;
     return this.#chunk.length > 0 ? 'bytes' : 'ended';
+  }
+
+  #tellReady(interrupted: boolean): void {
+    const onReady = this.#onReady;
+    if (onReady === undefined) return;
+    this.#onReady = undefined;
+    this.#onWait(false);
+    onReady(interrupted);
   }
 
   /** Never rejects. */
@@ -162,7 +189,7 @@ export class StreamReader {
       this.#error = sourceFailed(error);
     }
     this.#isReading = false;
-    this.#onReady?.(false);
+    this.#tellReady(false);
   }
 
   /** Copies: what a stream gives is its own again when it is asked for more, and many small pieces would cost an object each. */
@@ -189,10 +216,50 @@ export function isStream(stream: unknown): stream is ByteStream {
   return stream instanceof Object && typeof (stream as Partial<ByteStream>)[Symbol.asyncIterator] === 'function';
 }
 
-function sourceFailed(error: unknown): FabricKvError {
+/** Ends a stream that nobody has begun to read. Never throws: what is no stream, or is somebody else's, is left alone. */
+export function closeStream(source: unknown): void {
+  if (!isStream(source)) return;
+  ignoreErrorEvents(source);
+  end(source, () => {
+    const { cancel, return: finish } = source as { readonly cancel?: unknown; readonly return?: unknown };
+    const close = typeof cancel === 'function' ? cancel : finish;
+    return typeof close === 'function' ? close.call(source) : undefined;
+  });
+}
+
+/** Destroys what can be destroyed; for anything else, calls `otherwise`. Nobody waits for it, or hears of its failure. */
+function end(stream: ByteStream, otherwise: () => unknown): void {
+  const { destroy } = stream as { readonly destroy?: unknown };
+  try {
+    Promise.resolve(typeof destroy === 'function' ? destroy.call(stream) : otherwise()).catch(ignore);
+  } catch (error) {
+    ignore(error);
+  }
+}
+
+/**
+ * Node's own iterator listens from its first step on, and no longer than to its last: an error before or after that, as of a
+ * file that is missing, would end the process. What matters of it the iterator tells.
+ */
+function ignoreErrorEvents(stream: ByteStream): void {
+  if (stream instanceof EventEmitter) stream.on('error', ignore);
+}
+
+function ignore(_what: unknown): void {
+  // Nobody wants to know.
+}
+
+/** What a source throws, as the error of its PUT: a FabricKvError is passed on. */
+export function sourceFailed(error: unknown): FabricKvError {
   if (error instanceof FabricKvError) return error;
-  const why = error instanceof Error ? error.message : String(error);
-  return new FabricKvError('ERR_FABRICKV_CANCELLED', `the source of the value failed: ${why}`, { cause: error });
+  return new FabricKvError('ERR_FABRICKV_SOURCE', `the source of the value failed: ${textOf(error)}`, {
+    cause: error,
+    outcome: 'not-applied',
+  });
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 function notBytes(value: unknown): FabricKvError {

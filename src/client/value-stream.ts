@@ -59,7 +59,14 @@ export class ValueStream extends Readable implements ValueInfo {
       );
     }
     this.#mode = 'pieces';
-    return this.#eachPiece();
+    const pieces = this.#eachPiece();
+    // A generator that is left before it has begun does not come to its own `finally`.
+    const leave = pieces.return.bind(pieces);
+    pieces.return = (value) => {
+      this.destroy();
+      return leave(value);
+    };
+    return pieces;
   }
 
   override _read(): void {

@@ -92,19 +92,23 @@ export class WriteWindow implements RemoteMemory {
 
   /**
    * Its id on a path's rail, entered into the rail's table when that path is first used. Undefined when the window has
-   * ended: so a write to it that failed is not tried again.
+   * ended, so that a write to it that failed is not tried again, and where it cannot be written to: the path is gone, or the
+   * server's rail had failed when the window was registered.
    */
   on(path: PeerPath): RemoteRegionId | undefined {
-    if (this.state !== 'open') return undefined;
+    if (this.state !== 'open' || path.state === 'gone') return undefined;
     const known = this.#remotes.get(path);
     if (known !== undefined) return known;
     const rails = this.#offer?.rails ?? [];
     const key = rails[path.index % rails.length];
     if (key === undefined) return undefined;
+    const address = toBigInt(key.address);
+    const rkey = toBigInt(key.rkey);
+    if (address === 0n && rkey === 0n) return undefined;
     const remote = path.rail.defineRemote({
       peer: path.peer,
-      address: remoteAddress(toBigInt(key.address)),
-      key: remoteKey(toBigInt(key.rkey)),
+      address: remoteAddress(address),
+      key: remoteKey(rkey),
       length: this.#length,
     });
     this.#remotes.set(path, remote);
@@ -276,7 +280,10 @@ export class WriteWindows {
 
   /** Memory of the server's that a probe of a path may name. */
   probeRegion(path: PeerPath): RemoteRegionId | undefined {
-    for (const window of this.#windows.values()) if (window.state === 'open') return window.on(path);
+    for (const window of this.#windows.values()) {
+      const remote = window.on(path);
+      if (remote !== undefined) return remote;
+    }
     return undefined;
   }
 

@@ -187,7 +187,10 @@ class RailTable {
     if (options === undefined || place() === undefined) {
       throw invalidArgument('replaceRail', "the rail is not one of this fabric's");
     }
-    for (const old of this.#openedWith.keys()) if (old.state === 'closed') this.#openedWith.delete(old);
+    // One that is closed and still in its place is to be replaced yet.
+    for (const old of this.#openedWith.keys()) {
+      if (old.state === 'closed' && !this.#isInPlace(old)) this.#openedWith.delete(old);
+    }
     const replacement = await this.#openOne(options);
     // Somebody may have closed the fabric, or replaced the same rail, meanwhile.
     const now = place();
@@ -203,6 +206,10 @@ class RailTable {
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.all([...this.#openedWith.keys()].map((rail) => rail.close()));
+  }
+
+  #isInPlace(rail: Rail): boolean {
+    return this.#providers.some(({ rails }) => rails.includes(rail));
   }
 
   async #openOne(options: OpenRailOptions): Promise<Rail> {

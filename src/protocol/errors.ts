@@ -52,7 +52,7 @@ export const ERRORS = {
   },
   ERR_FABRICKV_TOO_LARGE_FOR_BUFFER: {
     summary: 'The value is longer than one Buffer can be on this Node.js.',
-    remedy: 'Receive it into a region with getInto.',
+    remedy: 'Read it with getStream, in constant memory, or into a region with getInto.',
     grpc: status.INVALID_ARGUMENT,
     retryable: false,
   },
@@ -121,6 +121,12 @@ export const ERRORS = {
     summary: 'The caller gave the operation up.',
     remedy: 'Nothing to do: the caller asked for it.',
     grpc: status.CANCELLED,
+    retryable: false,
+  },
+  ERR_FABRICKV_SOURCE: {
+    summary: 'The stream that was to be put failed.',
+    remedy: 'Look at the cause, which is what the stream threw.',
+    grpc: status.ABORTED,
     retryable: false,
   },
   ERR_FABRICKV_CONNECT: {

@@ -35,6 +35,12 @@ export function refuseDuplicate(session: OperationTable, operationId: number): v
 
 /** Answers with the first result of a mutation that was asked for before; or does it, when that changed nothing. */
 export function replay(session: OperationTable, operationId: number, again: () => void): boolean {
+  const crowd = session.context.history.crowd(session.clientId, operationId);
+  if (crowd !== undefined) {
+    session.context.counters.failures += 1;
+    session.fail(operationId, crowd);
+    return true;
+  }
   return session.context.history.find(session.clientId, operationId, (result) => {
     // A session that has ended meanwhile starts nothing: its client asks again on another one.
     if (session.ended) return;

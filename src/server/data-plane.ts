@@ -20,10 +20,12 @@ import type { ProviderOffer__Output } from '../protocol/generated/fabrickv/v1/Pr
 import { ARENA_SEGMENT_BYTES_MAX } from '../protocol/limits.js';
 import { formatSize } from '../protocol/units.js';
 import type { ServerCounters } from './counters.js';
-import { type Peer, PeerTable } from './peers.js';
+import { PeerTable } from './peer-table.js';
+import type { Peer } from './peers.js';
 import { RailReplacement } from './rail-replacement.js';
 import { ServerRail } from './server-rail.js';
 import type { SessionWindows } from './session-windows.js';
+import { SharedRun } from './shared-run.js';
 import type { Arena, ArenaMemory } from './store/arena.js';
 
 /** How often windows are looked over for those that nobody uses, and quarantine for what only a new rail would free. */
@@ -69,6 +71,8 @@ export class ServerDataPlane {
   private readonly replacement: RailReplacement;
   private readonly timer: NodeJS.Timeout;
   private readonly maxQuarantineBytes: number;
+  private readonly proving = new SharedRun(() => this.reclaimNow(false));
+  private readonly yielding = new SharedRun(() => this.reclaimNow(true));
   private arena: Arena | undefined;
   /** Unlike any that a client may remember of an earlier server. */
   private windowIds = Math.floor(Math.random() * 2 ** 31);
@@ -209,7 +213,12 @@ export class ServerDataPlane {
    *
    * @param yieldWindows windows that nobody is using are taken back first
    */
-  async reclaim(yieldWindows: boolean): Promise<void> {
+  reclaim(yieldWindows: boolean): Promise<void> {
+    // Each looks at all sessions: those who are out of memory at the same time share it.
+    return (yieldWindows ? this.yielding : this.proving).run();
+  }
+
+  private async reclaimNow(yieldWindows: boolean): Promise<void> {
     if (yieldWindows) await Promise.all([...this.sessionWindows].map((windows) => windows.yieldMemory()));
     await Promise.all([...this.serverRails()].map(([, rail]) => rail.hurry()));
     // Whoever waits for a proof has its turn before the memory is looked for.
@@ -223,6 +232,11 @@ export class ServerDataPlane {
     await this.fabric.close();
     for (const [, rail] of this.serverRails()) rail.closed();
     this.mapping.close();
+  }
+
+  /** All rails' places. */
+  *rails(): Iterable<ServerRail> {
+    for (const [, rail] of this.serverRails()) yield rail;
   }
 
   private *serverRails(): Iterable<readonly [PeerTable, ServerRail]> {

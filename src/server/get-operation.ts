@@ -219,6 +219,15 @@ export class RdmaGet extends GetOperation {
       this.fail(new FabricKvError('ERR_FABRICKV_INVALID_ARGUMENT', 'the region of the sink has ended'));
       return;
     }
+    if (!this.peer.reaches(sink.region)) {
+      this.fail(
+        new FabricKvError(
+          'ERR_FABRICKV_DATA_PLANE',
+          "no rail is open, or the rails' tables have no room for the region",
+        ),
+      );
+      return;
+    }
     const { counters } = host.context;
     try {
       const segments = this.segments();
@@ -304,8 +313,9 @@ export class InlineGet extends GetOperation {
   }
 
   private next(): { message: ServerMessage; sizeBytes: number } | undefined {
-    if (this.state !== 'moving') return undefined;
     const { value, range } = this.request;
+    // It is asked once more after the last piece, and the end of that turn may come later.
+    if (this.state !== 'moving' || this.sentBytes === range.length) return undefined;
     const offset = range.offset + this.sentBytes;
     const most = Math.min(DATA_BYTES_MAX, range.length - this.sentBytes);
     const bytes = this.host.context.store.arena.read(value.extents, offset, most);

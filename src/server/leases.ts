@@ -33,10 +33,6 @@ export class Lease {
     private readonly table: LeaseTable,
   ) {}
 
-  get ended(): boolean {
-    return this.state === 'ended';
-  }
-
   /** A range is read: the lease does not run out before the matching {@link leave}. */
   enter(): void {
     this.readers += 1;

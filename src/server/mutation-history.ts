@@ -4,6 +4,7 @@
  * kept apart, and as long as that takes: they are bounded by the operations in flight.
  */
 
+import { FabricKvError } from '../protocol/errors.js';
 import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
 import {
   MUTATION_CLIENTS_MAX,
@@ -11,6 +12,9 @@ import {
   MUTATION_RESULTS_MAX,
   MUTATION_RESULTS_PER_CLIENT_MAX,
 } from '../protocol/limits.js';
+
+/** Retries of one mutation that wait for it: a client has one for each session that it lost meanwhile. */
+const WAITERS_MAX = 64;
 
 interface Entry {
   readonly result: Result;
@@ -50,6 +54,21 @@ export class MutationHistory {
     if (entry === undefined || this.nowMs() - entry.atMs > MUTATION_RESULT_KEPT_MS) return false;
     onResult(entry.result);
     return true;
+  }
+
+  /**
+   * Asked before {@link find}: requests that wait for the same mutation are bounded, and wait as long as it takes.
+   *
+   * @returns the error of one more; undefined while there may be more
+   */
+  crowd(clientId: bigint, operationId: number): FabricKvError | undefined {
+    const waiting = this.pending.get(clientId)?.get(operationId);
+    if (waiting === undefined || waiting.length < WAITERS_MAX) return undefined;
+    return new FabricKvError(
+      'ERR_FABRICKV_RESOURCE_EXHAUSTED',
+      `${WAITERS_MAX} retries of operation ${operationId} wait for its result already`,
+      { outcome: 'unknown' },
+    );
   }
 
   /** A mutation that {@link find} does not know is being applied; its outcome follows with {@link settle}. */

@@ -10,7 +10,7 @@ import type { ServerContext } from './server-context.js';
 import type { Extent } from './store/arena.js';
 import type { Range } from './store/extent-allocator.js';
 
-/** @throws ERR_FABRICKV_VALUE_TOO_LARGE, ERR_FABRICKV_CAPACITY when the value cannot fit whatever is deleted */
+/** @throws ERR_FABRICKV_VALUE_TOO_LARGE */
 export function checkLength(context: ServerContext, length: number): void {
   const { maxValueBytes } = context.settings;
   if (length > maxValueBytes) {

@@ -18,6 +18,7 @@ import {
 } from '../fabric/index.js';
 import { toFabricKvError } from '../protocol/errors.js';
 import type { ServerRail } from './server-rail.js';
+import { whileBusy } from './while-busy.js';
 
 /** A cancelled write that has not come back after this long is flushed by ending the connections to its peer. */
 const CANCEL_GRACE_MS = 250;
@@ -80,10 +81,15 @@ export class PeerRegion implements RemoteMemory {
     return this.byLink.get(link);
   }
 
-  /** Enters it into the table of a link's rail. @throws FabricError when that is full, or closed */
+  /** Whether it can be written at all. */
+  get isDefined(): boolean {
+    return this.byPath.size > 0;
+  }
+
+  /** Enters it into the table of a link's rail, once. @throws FabricError `BUSY` when that is full, `RAIL_CLOSED` */
   define(link: PeerLink): void {
     const at = this.keys[link.clientRail];
-    if (at === undefined) return;
+    if (at === undefined || this.byLink.has(link)) return;
     const id = link.rail.defineRemote({
       peer: link.id,
       address: at.address,
@@ -153,6 +159,9 @@ export class Peer {
   /** Moves and the removal, one after the other; never rejects. */
   private work: Promise<void> = Promise.resolve();
   private connected = false;
+  private readonly pinging = new Set<PeerLink>();
+  /** Whether it was told that a table had no room for a region. */
+  private crowdedOut = false;
   /** Sessions that use it. */
   references = 0;
 
@@ -165,7 +174,10 @@ export class Peer {
   ) {
     this.paths = new PeerPaths({
       probeRegion: (path) => {
-        for (const region of this.regions) return region.on(path);
+        for (const region of this.regions) {
+          const remoteRegionId = region.on(path);
+          if (remoteRegionId !== undefined) return remoteRegionId;
+        }
         return undefined;
       },
       onChange: (path, reason) => {
@@ -199,25 +211,29 @@ export class Peer {
     return this.addresses.length;
   }
 
-  /** Introduces memory of the peer. @throws FabricError when a rail's table of regions is full */
+  /** Introduces memory of the peer. When the table of a rail is full it cannot be written, as {@link reaches} tells. */
   addRegion(keys: readonly RegionKey[], length: number): PeerRegion {
     const region = new PeerRegion(keys, length);
     this.regions.add(region);
-    try {
-      for (const link of this.links) if (link.rail.state === 'open') region.define(link);
-    } catch (error) {
-      this.removeRegion(region);
-      throw error;
-    }
+    this.define(region);
     // From now on the peer can be reached: its first GET need not wait for the connection, and what it writes to us comes
     // over a connection that we know.
-    if (!this.connected) this.connect(region);
+    if (!this.connected && region.isDefined) this.ping();
     return region;
   }
 
-  removeRegion(region: PeerRegion): void {
-    if (!this.regions.delete(region)) return;
-    for (const link of this.links) region.forget(link);
+  /** Strikes regions off. */
+  removeRegions(regions: Iterable<PeerRegion>): void {
+    const removed = [...regions].filter((region) => this.regions.delete(region));
+    for (const link of this.links) {
+      for (const region of removed) region.forget(link);
+      if (link.path === undefined && this.pingRegion(link) === undefined) this.defineForPing(link);
+    }
+  }
+
+  /** Whether a region can be written: one that a rail's table had no room for is tried again. */
+  reaches(region: PeerRegion): boolean {
+    return region.isDefined || (this.regions.has(region) && this.define(region));
   }
 
   /** Writes from the arena into regions of the peer, over all paths to it. */
@@ -255,22 +271,23 @@ export class Peer {
   /** A rail of ours has been replaced: the paths and regions move to the new endpoint. */
   moved(serverRail: ServerRail): Promise<void> {
     return this.enqueue(async () => {
-      if (this.state !== 'present') return;
-      for (const link of this.links.filter((other) => other.serverRail === serverRail)) {
-        // The old endpoint is closed soon, and its tables with it.
+      if (this.state !== 'present' || !this.isBehind(serverRail)) return;
+      const old = this.links.filter((link) => link.serverRail === serverRail);
+      // Until then the old path is written on, if it still can be.
+      await this.insertOn(serverRail);
+      // The old endpoint is closed soon, and its tables with it.
+      for (const link of old) {
         for (const region of this.regions) region.forget(link);
         this.links.splice(this.links.indexOf(link), 1);
       }
-      const first = this.links.length;
-      await this.insertOn(serverRail);
-      for (const link of this.links.slice(first)) {
-        for (const region of this.regions) region.define(link);
-      }
-      for (const region of this.regions) {
-        this.connect(region);
-        break;
-      }
+      this.ping();
     });
+  }
+
+  /** Whether it is not on the endpoint that a rail of ours has now. */
+  isBehind(serverRail: ServerRail): boolean {
+    const links = this.links.filter((link) => link.serverRail === serverRail);
+    return serverRail.rail.state === 'open' && !links.some(({ rail }) => rail === serverRail.rail);
   }
 
   /** The last session has gone. Never rejects. */
@@ -284,10 +301,58 @@ export class Peer {
     const ours = index % this.addresses.length;
     for (const [clientRail, address] of this.addresses.entries()) {
       if (clientRail !== ours && clientRail % count !== index) continue;
-      const id = await rail.insertPeer(address);
+      let id: PeerId;
+      try {
+        id = await rail.insertPeer(address);
+      } catch (error) {
+        if (error instanceof FabricError && error.code === 'RAIL_CLOSED') return;
+        throw error;
+      }
       const path = clientRail === ours ? new PeerPath(this.pathIndex(serverRail), rail, id) : undefined;
-      this.links.push({ serverRail, rail, id, clientRail, path });
-      if (path !== undefined) this.paths.set(path);
+      const link: PeerLink = { serverRail, rail, id, clientRail, path };
+      this.links.push(link);
+      if (path === undefined) {
+        this.defineForPing(link);
+        continue;
+      }
+      // A write that finds the path finds its regions there.
+      for (const region of this.regions) this.define(region);
+      this.paths.set(path);
+    }
+  }
+
+  /**
+   * Enters a region into the tables of all rails, or of none: on every path, and on a link that is not one where there is
+   * none yet that can be pinged. A client with many rails and regions would fill the tables otherwise.
+   *
+   * @returns whether it can be written now
+   */
+  private define(region: PeerRegion): boolean {
+    try {
+      for (const link of this.links) {
+        if (link.rail.state !== 'open') continue;
+        if (link.path !== undefined) ignoringClosed(() => region.define(link));
+        else if (this.pingRegion(link) === undefined) ignoringClosed(() => region.define(link));
+      }
+    } catch (error) {
+      if (!(error instanceof FabricError && error.code === 'BUSY')) throw error;
+      for (const link of this.links) region.forget(link);
+      if (!this.crowdedOut)
+        this.logger.warn({ err: error }, 'There is no room for more regions: a client is not written');
+      this.crowdedOut = true;
+    }
+    return region.isDefined;
+  }
+
+  /** A link that is no path has one region, for pings. */
+  private defineForPing(link: PeerLink): void {
+    for (const region of this.regions) {
+      try {
+        if (link.rail.state === 'open') ignoringClosed(() => region.define(link));
+      } catch (error) {
+        this.logger.debug({ err: error }, 'There is no room for a region of a client');
+      }
+      return;
     }
   }
 
@@ -297,45 +362,62 @@ export class Peer {
     return index;
   }
 
-  private connect(region: PeerRegion): void {
-    this.connected = true;
+  /**
+   * Connects to it where it is not connected, so that what it writes to us comes over a connection that a proof does not
+   * end. A connection may have ended unnoticed since the last time: writing no bytes is cheap enough to be done again.
+   */
+  ping(): void {
     for (const link of this.links) {
-      const remoteRegionId = region.onLink(link);
-      if (remoteRegionId === undefined) continue;
+      const remoteRegionId = this.pingRegion(link);
+      if (remoteRegionId === undefined || this.pinging.has(link)) continue;
+      this.connected = true;
+      const onDone = (error?: unknown): void => {
+        this.pinging.delete(link);
+        if (error !== undefined) this.logger.debug({ err: error }, 'A client could not be connected early');
+      };
+      this.pinging.add(link);
       try {
-        link.rail.pingPeer({
-          peer: link.id,
-          remoteRegionId,
-          onDone: (error) => {
-            if (error !== undefined) this.logger.debug({ err: error }, 'A client could not be connected early');
-          },
-        });
+        link.rail.pingPeer({ peer: link.id, remoteRegionId, onDone });
       } catch (error) {
-        this.logger.debug({ err: error }, 'A client could not be connected early');
+        onDone(error);
       }
     }
   }
 
+  private pingRegion(link: PeerLink): RemoteRegionId | undefined {
+    for (const region of this.regions) {
+      const remoteRegionId = region.onLink(link);
+      if (remoteRegionId !== undefined) return remoteRegionId;
+    }
+    return undefined;
+  }
+
   /** Ends all connections to it: what is in flight comes back, and goes on over new ones if it is still wanted. */
   private disconnect(): void {
-    for (const { rail, id, path } of this.links) {
-      if (path === undefined || path.traffic.size === 0) continue;
-      rail
-        .disconnectPeer(id)
-        .catch((error: unknown) => this.report(error, 'The connection to a client could not be ended'));
+    for (const link of this.links) {
+      const { rail, id, path } = link;
+      if (path === undefined) continue;
+      const end = async (): Promise<void> => {
+        if (path.traffic.size > 0) await rail.disconnectPeer(id);
+      };
+      whileBusy(end).catch((error: unknown) =>
+        this.report(error, 'The connection to a client could not be ended', link),
+      );
     }
   }
 
   private async remove(): Promise<void> {
     this.become('leaving');
     this.paths.close();
-    for (const region of this.regions) this.removeRegion(region);
+    for (const link of this.links) for (const region of this.regions) region.forget(link);
+    this.regions.clear();
     await Promise.all(
-      this.links.splice(0).map(async ({ rail, id }) => {
+      this.links.splice(0).map(async (link) => {
+        const { rail, id } = link;
         try {
-          if (rail.state === 'open') await rail.removePeer(id);
+          if (rail.state === 'open') await whileBusy(() => rail.removePeer(id));
         } catch (error) {
-          this.report(error, 'A client could not be removed from the address vector');
+          this.report(error, 'A client could not be removed from the address vector', link);
         }
       }),
     );
@@ -355,74 +437,19 @@ export class Peer {
     this.state = next;
   }
 
-  /** A rail that has closed or failed says so itself, once. */
-  private report(error: unknown, message: string): void {
+  /** A rail that has closed or failed says so itself, once. One whose writes do not come back is to be replaced. */
+  private report(error: unknown, message: string, link?: PeerLink): void {
+    if (error instanceof FabricError && error.errnoName === 'ETIMEDOUT') link?.serverRail.reportStuck(link.rail);
     const level = error instanceof FabricError && error.code === 'RAIL_CLOSED' ? 'debug' : 'error';
     this.logger[level]({ err: error }, message);
   }
 }
 
-/** The peers of one provider's rails, by their addresses. */
-export class PeerTable {
-  private readonly peers = new Map<string, Peer>();
-  private readonly inserting = new Map<string, Promise<Peer>>();
-  private readonly removing = new Map<string, Promise<void>>();
-
-  constructor(
-    readonly rails: readonly ServerRail[],
-    private readonly mappingId: number,
-    private readonly logger: Logger,
-  ) {}
-
-  /** All peers. */
-  all(): Iterable<Peer> {
-    return this.peers.values();
+/** What a rail that is closing does not take is taken by the one that follows it. */
+function ignoringClosed(work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    if (!(error instanceof FabricError && error.code === 'RAIL_CLOSED')) throw error;
   }
-
-  /** A session begins to use a client's addresses. @throws FabricError when one cannot be inserted */
-  async acquire(addresses: readonly Buffer[]): Promise<Peer> {
-    const name = addresses.map((address) => `${address.length}:${address.toString('latin1')}`).join('');
-    // Counted in this turn: its last other session may end in the next.
-    const existing = this.peers.get(name);
-    if (existing !== undefined) return use(existing);
-    let inserting = this.inserting.get(name);
-    if (inserting === undefined) {
-      inserting = this.insert(name, addresses);
-      this.inserting.set(name, inserting);
-    }
-    return use(await inserting);
-  }
-
-  /** A session has ended: with the last one the peer goes. Never rejects. */
-  async release(peer: Peer): Promise<void> {
-    peer.references -= 1;
-    if (peer.references > 0) return;
-    if (this.peers.get(peer.name) === peer) this.peers.delete(peer.name);
-    const removing = peer.leave();
-    this.removing.set(peer.name, removing);
-    await removing;
-    if (this.removing.get(peer.name) === removing) this.removing.delete(peer.name);
-  }
-
-  /** A rail of this table has been replaced. */
-  async moved(serverRail: ServerRail): Promise<void> {
-    await Promise.all([...this.peers.values()].map((peer) => peer.moved(serverRail)));
-  }
-
-  private async insert(name: string, addresses: readonly Buffer[]): Promise<Peer> {
-    try {
-      // Removing an address ends every connection to it: one that is just being removed is waited for.
-      await this.removing.get(name);
-      const peer = await Peer.insert(name, addresses, this.rails, this.mappingId, this.logger);
-      this.peers.set(name, peer);
-      return peer;
-    } finally {
-      this.inserting.delete(name);
-    }
-  }
-}
-
-function use(peer: Peer): Peer {
-  peer.references += 1;
-  return peer;
 }

@@ -18,6 +18,7 @@ import { RunningCrc } from './running-crc.js';
 import type { GrantUser, SessionWindows } from './session-windows.js';
 import type { Extent } from './store/arena.js';
 import { alignedLength } from './store/extent-allocator.js';
+import { WriteWindow } from './windows.js';
 
 /**
  * `opening`: waiting for the gate, for memory, for the first window. `granted`: the client writes. `committing`: verified
@@ -53,7 +54,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
   private extents: readonly Extent[] = [];
   private grantedBytes = 0;
   private readonly deadlineTimer: NodeJS.Timeout;
-  private readonly deadlineAtMs: number;
+  private deadlineAtMs: number;
   private entered = false;
   private readonly onTurn = (): void => {
     this.entered = true;
@@ -102,6 +103,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       this.fail(protocolError(`Data at ${offset} is not the next piece of this PUT`));
       return;
     }
+    this.renew();
     this.host.context.store.arena.write(this.extents, offset, data.bytes);
     this.inlineCrc = crc32c(data.bytes, this.inlineCrc);
     this.receivedBytes += data.bytes.length;
@@ -114,6 +116,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       this.fail(protocolError(`PutProgress of ${bytesWritten} bytes in a grant of ${this.grantedBytes}`));
       return;
     }
+    this.renew();
     this.crc.advance(bytesWritten);
   }
 
@@ -130,6 +133,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       this.fail(new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', `over ${MORE_WAITING_MAX} PutMore at a time`));
       return;
     }
+    this.renew();
     this.moreWaiting += 1;
     this.more = this.more.then(() => this.grantMore(length));
   }
@@ -144,6 +148,11 @@ export class PutOperation implements ActiveOperation, GrantUser {
     const length = this.request.streamed ? toSafeInteger(commit.length, 'PutCommit.length') : this.request.length;
     if (length > this.grantedBytes || (this.request.streamed && length < this.crc.landed)) {
       this.fail(protocolError(`PutCommit of ${length} bytes, of ${this.grantedBytes} granted`));
+      return;
+    }
+    const crowd = this.host.context.history.crowd(this.host.clientId, this.operationId);
+    if (crowd !== undefined) {
+      this.fail(crowd);
       return;
     }
     this.trace.bytes = length;
@@ -298,6 +307,10 @@ export class PutOperation implements ActiveOperation, GrantUser {
     if (inline && this.receivedBytes !== length) {
       throw protocolError(`PutCommit after ${this.receivedBytes} of ${length} bytes`);
     }
+    // Whoever commits there has written nothing: what lies there is somebody else's.
+    if (this.extents.some(({ barrier }) => barrier instanceof WriteWindow && !barrier.wasOpened)) {
+      throw protocolError('PutCommit of bytes in a window that was not offered');
+    }
     if (commit.withoutCrc) return undefined;
     const crc = inline ? this.inlineCrc : await this.crc.finish(length);
     if (crc === commit.crc32c) return crc;
@@ -320,6 +333,12 @@ export class PutOperation implements ActiveOperation, GrantUser {
       }
     }
     this.extents = kept;
+  }
+
+  /** The client goes on: its time begins anew. It watches over the whole itself, if there is a limit to that. */
+  private renew(): void {
+    this.deadlineAtMs = performance.now() + this.request.timeoutMs;
+    this.deadlineTimer.refresh();
   }
 
   private onDeadline(): void {

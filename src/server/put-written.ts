@@ -2,7 +2,8 @@
  * A PUT of one message: the client has written the value into its session window, whole.
  */
 
-import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
+import { FabricError } from '../fabric/index.js';
+import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
 import type { OperationTrace } from '../protocol/stages.js';
 import type { ActiveOperation, OperationHost, StopCause } from './operation.js';
 import { checksumError, publishPut } from './publish-put.js';
@@ -125,7 +126,7 @@ export class WrittenPut implements ActiveOperation, WindowUser {
       this.end();
       this.windows.offerSessionWindow(length);
     } catch (error) {
-      this.fail(toFabricKvError(error));
+      this.fail(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
     }
   }
 

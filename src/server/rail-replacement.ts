@@ -8,7 +8,7 @@ import type { Logger } from 'pino';
 import type { Fabric, Rail } from '../fabric/index.js';
 import { toFabricKvError } from '../protocol/errors.js';
 import type { ServerCounters } from './counters.js';
-import type { PeerTable } from './peers.js';
+import type { PeerTable } from './peer-table.js';
 import type { ServerRail } from './server-rail.js';
 import type { SessionWindows } from './session-windows.js';
 
@@ -90,6 +90,7 @@ export class RailReplacement {
       sessionWindows.announce(serverRail);
     }
     if (old.state === 'open' && !this.stopped) await sleep(drainMs, undefined, { ref: false });
+    serverRail.retire(old);
     await old.close();
     oldIsClosed();
   }

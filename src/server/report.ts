@@ -2,23 +2,9 @@
  * The server's counters and gauges by name, as Pong carries them. docs/operations.md describes each.
  */
 
-import type { RailStats } from '../fabric/index.js';
 import type { ServerContext } from './server-context.js';
+import { RAIL_COUNTS } from './server-rail.js';
 import type { Sessions } from './sessions.js';
-
-/** What is told of the rails, summed over them. */
-const RAIL_STATS = [
-  'writesPosted',
-  'writesCompleted',
-  'writesFailed',
-  'bytesWritten',
-  'registrations',
-  'regionsOpen',
-  'peers',
-  'proofs',
-  'peersDisconnected',
-  'connectionsEnded',
-] as const satisfies readonly (keyof RailStats)[];
 
 /** All of them; cheap enough for every second, too dear for every operation. */
 export function reportOf(
@@ -45,13 +31,11 @@ export function reportOf(
     ...counters,
     ...eventLoop.delays,
   };
-  for (const { rails } of dataPlane.fabric.providers) {
-    for (const rail of rails) {
-      const stats = rail.stats();
-      for (const name of RAIL_STATS) {
-        const counter = `rail${name.charAt(0).toUpperCase()}${name.slice(1)}`;
-        report[counter] = (report[counter] ?? 0) + stats[name];
-      }
+  for (const rail of dataPlane.rails()) {
+    const stats = rail.stats();
+    for (const name of RAIL_COUNTS) {
+      const counter = `rail${name.charAt(0).toUpperCase()}${name.slice(1)}`;
+      report[counter] = (report[counter] ?? 0) + stats[name];
     }
   }
   return report;

@@ -4,7 +4,22 @@
  */
 
 import type { Logger } from 'pino';
-import { FabricError, type Rail } from '../fabric/index.js';
+import { FabricError, type Rail, type RailStats } from '../fabric/index.js';
+
+/** What grows with a rail's work, */
+const RAIL_WORK = [
+  'writesPosted',
+  'writesCompleted',
+  'writesFailed',
+  'bytesWritten',
+  'registrations',
+  'proofs',
+  'peersDisconnected',
+  'connectionsEnded',
+] as const satisfies readonly (keyof RailStats)[];
+
+/** and with what it holds now: all that is told of a rail. */
+export const RAIL_COUNTS = [...RAIL_WORK, 'regionsOpen', 'peers'] as const satisfies readonly (keyof RailStats)[];
 
 /** Rounds of proof begin this long after the last one, unless somebody waits for the memory. */
 const PROOF_INTERVAL_MS = 20;
@@ -138,6 +153,10 @@ export class ServerRail {
   generation = 1;
   private proofs: RailProofs;
   private stuck = false;
+  /** Endpoints that were here before and are not closed yet, */
+  private readonly leaving = new Set<Rail>();
+  /** and what those that are closed had done. */
+  private readonly past = new Map<(typeof RAIL_WORK)[number], number>();
   private readonly logger: Logger;
 
   constructor(
@@ -189,10 +208,27 @@ export class ServerRail {
    */
   replace(rail: Rail): () => void {
     const old = this.proofs;
+    this.leaving.add(old.rail);
     this.proofs = new RailProofs(rail, this.logger);
     this.stuck = false;
     this.generation += 1;
     return () => old.closed();
+  }
+
+  /** An endpoint that was here before is about to be closed: what it has done is kept. */
+  retire(rail: Rail): void {
+    if (!this.leaving.delete(rail)) return;
+    const stats = rail.stats();
+    for (const name of RAIL_WORK) this.past.set(name, (this.past.get(name) ?? 0) + stats[name]);
+  }
+
+  /** Of all endpoints that were ever here, together. */
+  stats(): Record<(typeof RAIL_COUNTS)[number], number> {
+    const all = [this.rail, ...this.leaving].map((rail) => rail.stats());
+    const sum = (name: (typeof RAIL_COUNTS)[number]): number => all.reduce((total, stats) => total + stats[name], 0);
+    const sums = Object.fromEntries(RAIL_COUNTS.map((name) => [name, sum(name)])) as ReturnType<ServerRail['stats']>;
+    for (const [name, count] of this.past) sums[name] += count;
+    return sums;
   }
 
   /** The endpoint is closed, and no other comes. */

@@ -14,9 +14,10 @@ import { checkKey } from '../protocol/keys.js';
 import { DATA_BYTES_MAX } from '../protocol/limits.js';
 import type { OperationTrace } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger } from '../protocol/wire.js';
-import { attempt, refuseWhenStopping, replay } from './attempt.js';
+import { attempt, refuseDuplicate, refuseWhenStopping, replay } from './attempt.js';
 import { get } from './get.js';
-import { allocateExtents, checkLength, refuseOptions, remember } from './mutations.js';
+import { InlinePut } from './inline-put.js';
+import { checkLength, refuseOptions, remember } from './mutations.js';
 import type { OperationTable } from './operation.js';
 import { putCommit, putOpen, putWritten } from './put.js';
 import { PutOperation } from './put-operation.js';
@@ -67,7 +68,7 @@ export function handleOperation(session: OperationTable, operationId: number, me
 }
 
 function put(session: OperationTable, operationId: number, request: Put__Output): void {
-  const { context, clientId } = session;
+  const { context } = session;
   const trace = session.trace('put', operationId, request.key, 'put.received');
   trace.bytes = request.value.length;
   if (replay(session, operationId, () => put(session, operationId, request))) return;
@@ -79,41 +80,31 @@ function put(session: OperationTable, operationId: number, request: Put__Output)
     if (request.value.length > DATA_BYTES_MAX) {
       throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `Put carries up to ${DATA_BYTES_MAX} bytes; use PutOpen`);
     }
-    const extents = context.store.arena.allocate(request.value.length);
-    if (extents !== undefined) {
-      storeInline(session, operationId, request, extents, trace);
+    if (crc32c(request.value) !== request.crc32c) {
+      throw new FabricKvError('ERR_FABRICKV_CHECKSUM', undefined, { outcome: 'not-applied' });
+    }
+    trace.mark('put.verified');
+    const { length } = request.value;
+    const store = (extents: readonly Extent[]): void => storeInline(session, operationId, request, extents, trace);
+    const free = context.store.arena.allocate(length);
+    if (free !== undefined) {
+      store(free);
       return;
     }
-    // The rest of the arena may be in quarantine.
-    context.history.begin(clientId, operationId);
-    void allocateExtents(context, request.value.length, () => true).then(
-      (reclaimed) =>
-        attempt(session, operationId, trace, () => storeInline(session, operationId, request, reclaimed, trace)),
-      (error: unknown) => {
-        context.history.settle(clientId, operationId, undefined);
-        attempt(session, operationId, trace, () => {
-          throw error;
-        });
-      },
-    );
+    refuseDuplicate(session, operationId);
+    const timeoutMs = session.timeoutMs(request.deadlineMs);
+    new InlinePut(session, operationId, trace, { length, timeoutMs, store }).start();
   });
 }
 
 function storeInline(
   session: OperationTable,
   operationId: number,
-  { namespace, key, value, crc32c: announced }: Put__Output,
+  { namespace, key, value, crc32c: crc }: Put__Output,
   extents: readonly Extent[],
   trace: OperationTrace,
 ): void {
   const { context, clientId } = session;
-  const crc = crc32c(value);
-  if (crc !== announced) {
-    context.store.arena.release(extents);
-    context.history.settle(clientId, operationId, undefined);
-    throw new FabricKvError('ERR_FABRICKV_CHECKSUM', undefined, { outcome: 'not-applied' });
-  }
-  trace.mark('put.verified');
   context.store.arena.write(extents, 0, value);
   const stored = context.store.publish({ namespace, key, extents, length: value.length, crc32c: crc });
   trace.mark('put.published');

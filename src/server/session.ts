@@ -394,7 +394,7 @@ export class Session implements OperationTable {
     if (region === undefined) return;
     this.regions.delete(regionId);
     void region.unused().then(() => {
-      this.peer?.removeRegion(region);
+      this.peer?.removeRegions([region]);
       this.send(0, { regionEnded: { regionId } });
     });
   }
@@ -402,7 +402,7 @@ export class Session implements OperationTable {
   private async releasePeer(): Promise<void> {
     const { negotiated, windows } = this;
     if (negotiated.provider === undefined) return;
-    for (const region of this.regions.values()) negotiated.peer.removeRegion(region);
+    negotiated.peer.removeRegions(this.regions.values());
     this.regions.clear();
     await Promise.all([windows?.end(), negotiated.table.release(negotiated.peer)]);
     if (windows !== undefined) this.context.dataPlane.forgetWindows(windows);

@@ -17,20 +17,27 @@ import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
 import type { StatRequest__Output } from '../protocol/generated/fabrickv/v1/StatRequest.js';
 import type { StatResponse } from '../protocol/generated/fabrickv/v1/StatResponse.js';
 import { checkKey } from '../protocol/keys.js';
-import { UNARY_VALUE_BYTES_MAX } from '../protocol/limits.js';
+import { OPERATION_TIMEOUT_MS_DEFAULT, UNARY_VALUE_BYTES_MAX } from '../protocol/limits.js';
 import { toStatus } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger } from '../protocol/wire.js';
+import { MemoryWait } from './memory-wait.js';
 import type { MutationHistory } from './mutation-history.js';
-import { allocateExtents, checkLength, remember } from './mutations.js';
+import { checkLength, remember } from './mutations.js';
+import { OperationGate } from './operation-gate.js';
 import type { ServerContext } from './server-context.js';
+import type { Extent } from './store/arena.js';
 import type { StoredValue } from './store/store.js';
 
 /** The five handlers, over one store. */
 export function unaryHandlers(context: ServerContext): UntypedServiceImplementation {
+  // PUTs of all callers together that wait for memory: there is no session to bound them.
+  const gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
   return {
     Get: handler('get', context, (request: GetRequest__Output): GetResponse => {
-      const value = find(context, request);
+      const value = find(context, request, () => {
+        context.counters.getsMissing += 1;
+      });
       if (value.length > UNARY_VALUE_BYTES_MAX) throw tooLarge(value.length);
       const bytes = context.store.arena.copy(value.extents, 0, value.length);
       context.counters.getsInline += 1;
@@ -47,7 +54,8 @@ export function unaryHandlers(context: ServerContext): UntypedServiceImplementat
       if (value.length > UNARY_VALUE_BYTES_MAX) throw tooLarge(value.length);
       checkLength(context, value.length);
       const result = await once(context, request, async () => {
-        const extents = await allocateExtents(context, value.length, () => true);
+        const extents =
+          context.store.arena.allocate(value.length) ?? (await waitForMemory(context, gate, value.length));
         context.store.arena.write(extents, 0, value);
         const stored = context.store.publish({ namespace, key, extents, length: value.length, crc32c: crc32c(value) });
         context.counters.putsInline += 1;
@@ -135,11 +143,27 @@ function startTrace<Request extends KeyedRequest, Response>(
   );
 }
 
-function find(context: ServerContext, { namespace, key }: KeyedRequest): StoredValue {
+/** @throws ERR_FABRICKV_NOT_FOUND */
+function find(
+  context: ServerContext,
+  { namespace, key }: KeyedRequest,
+  onMissing: () => void = () => undefined,
+): StoredValue {
   const value = context.store.lookup(namespace, key);
   if (value !== undefined) return value;
-  context.counters.getsMissing += 1;
+  onMissing();
   throw new FabricKvError('ERR_FABRICKV_NOT_FOUND', `nothing is stored under ${context.formatKey(key)}`);
+}
+
+/** @throws ERR_FABRICKV_CAPACITY, ERR_FABRICKV_DEADLINE, ERR_FABRICKV_RESOURCE_EXHAUSTED, ERR_FABRICKV_SHUTTING_DOWN */
+async function waitForMemory(context: ServerContext, gate: OperationGate, length: number): Promise<readonly Extent[]> {
+  const extents = await new Promise<readonly Extent[]>((onMemory, onFailed) =>
+    new MemoryWait({ context, gate, length, timeoutMs: OPERATION_TIMEOUT_MS_DEFAULT, onMemory, onFailed }).start(),
+  );
+  if (context.stopping === undefined) return extents;
+  // Nobody waits for this call, and the memory itself may be gone.
+  context.store.arena.release(extents);
+  throw context.stopping;
 }
 
 /** Applies a mutation once for each pair of client id and operation id; without both, each time. */
@@ -150,6 +174,8 @@ async function once(context: ServerContext, request: MutationRequest, apply: () 
   if (clientId === 0n || operationId === 0) return apply();
   for (;;) {
     // Looked for and begun in one turn, or two calls with the same ids would both find nothing.
+    const crowd = history.crowd(clientId, operationId);
+    if (crowd !== undefined) throw crowd;
     const earlier = earlierResult(history, clientId, operationId);
     if (earlier === undefined) break;
     const result = await earlier;

@@ -1,5 +1,12 @@
 import assert from 'node:assert/strict';
+import { constants } from 'node:buffer';
 import { randomBytes } from 'node:crypto';
+import {
+  type NodeGCPerformanceDetail,
+  type PerformanceEntry,
+  PerformanceObserver,
+  constants as performanceConstants,
+} from 'node:perf_hooks';
 import { describe, test } from 'node:test';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
@@ -139,10 +146,16 @@ for (const [backend, create] of Object.entries(backends)) {
   });
 }
 
-test('native: bytes that the user has transferred come back only when their new owner is gone', async () => {
-  const mapping = await mapMemory({ sizeBytes: 65_536, prefault: true });
+for (const length of [4096, 2 ** 21]) {
+  test(`native: ${length} bytes that the user has transferred come back when their new owner is gone`, async () => {
+    await transferAndDrop(length);
+  });
+}
+
+async function transferAndDrop(length: number): Promise<void> {
+  const mapping = await mapMemory({ sizeBytes: 2 ** 22, prefault: true });
   const returned: number[] = [];
-  const loan = mapping.lend({ offset: 0, length: 4096, token: 1, onReturned: (token) => returned.push(token) });
+  const loan = mapping.lend({ offset: 0, length, token: 1, onReturned: (token) => returned.push(token) });
   new Uint8Array(loan.arrayBuffer).fill(9);
   const prototype = ArrayBuffer.prototype as { transfer?: () => ArrayBuffer };
   // Without ArrayBuffer.prototype.transfer (Node 20), structuredClone; which may well copy instead.
@@ -160,6 +173,117 @@ test('native: bytes that the user has transferred come back only when their new 
   });
   assert.deepEqual(returned, [1]);
   mapping.close();
+}
+
+/** Runs `work` and counts the mark-compacts meanwhile. */
+async function countMarkCompacts(work: () => Promise<void>): Promise<number> {
+  let count = 0;
+  const observer = new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) {
+      const { kind } = (entry as PerformanceEntry & { readonly detail: NodeGCPerformanceDetail }).detail;
+      if (kind === performanceConstants.NODE_PERFORMANCE_GC_MAJOR) count++;
+    }
+  });
+  observer.observe({ entryTypes: ['gc'] });
+  await work();
+  // Entries are delivered by immediates.
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  observer.disconnect();
+  return count;
+}
+
+describe('native: large loans', () => {
+  const length = 64 * 2 ** 20;
+  const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+  // Loans that earlier tests have dropped are back.
+  const settle = (): Promise<void> =>
+    until('earlier mappings are gone', () => {
+      collectGarbage();
+      return nativeAddon().liveMappings() === 0;
+    });
+
+  test('one that is released is detached and returned once, at once', async () => {
+    const mapping = await mapMemory({ sizeBytes: length, prefault: false });
+    const returned: number[] = [];
+    const loan = mapping.lend({ offset: 0, length, token: 42, onReturned: (token) => returned.push(token) });
+    const bytes = Buffer.from(loan.arrayBuffer);
+    mapping.writeSync(length - 1, Buffer.from([9]));
+    assert.equal(bytes[length - 1], 9);
+    loan.release();
+    assert.deepEqual(returned, [42]);
+    assert.equal(loan.arrayBuffer.byteLength, 0);
+    assert.equal(bytes.length, 0);
+    loan.release();
+    collectGarbage();
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.deepEqual(returned, [42]);
+    mapping.close();
+  });
+
+  test('one that is dropped is returned once, by the garbage collector, and keeps the memory until then', async () => {
+    await settle();
+    const addon = nativeAddon();
+    const mapping = await mapMemory({ sizeBytes: length, prefault: false });
+    const returned: number[] = [];
+    const lend = (token: number): Uint8Array =>
+      new Uint8Array(mapping.lend({ offset: 0, length, token, onReturned: (back) => returned.push(back) }).arrayBuffer);
+    let kept: Uint8Array | undefined = lend(1);
+    lend(2);
+    mapping.close();
+    await until('the dropped loan is back', () => {
+      collectGarbage();
+      return returned.length > 0;
+    });
+    assert.deepEqual(returned, [2]);
+    assert.equal(addon.liveMappings(), 1);
+    assert.equal(kept[5], 0);
+    kept = undefined;
+    await until('the other one is back, and the memory unmapped', () => {
+      collectGarbage();
+      return returned.length > 1 && addon.liveMappings() === 0;
+    });
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    assert.deepEqual(returned, [2, 1]);
+  });
+
+  test('do not make V8 collect garbage when they are released', async () => {
+    await settle();
+    const mapping = await mapMemory({ sizeBytes: length, prefault: false });
+    let returned = 0;
+    const markCompacts = await countMarkCompacts(async () => {
+      for (let token = 0; token < 100; token++) {
+        mapping.lend({ offset: 0, length, token, onReturned: () => returned++ }).release();
+        await nextTurn();
+      }
+    });
+    assert.equal(returned, 100);
+    assert.ok(markCompacts <= 2, `${markCompacts} mark-compacts in 100 loans`);
+    mapping.close();
+  });
+
+  test('make V8 collect garbage when many are dropped', async () => {
+    await settle();
+    const mapping = await mapMemory({ sizeBytes: length, prefault: false });
+    let returned = 0;
+    for (let token = 0; token < 1000 && returned === 0; token++) {
+      mapping.lend({ offset: 0, length, token, onReturned: () => returned++ });
+      await nextTurn();
+    }
+    assert.ok(returned > 0);
+    mapping.close();
+  });
+
+  test('what Node refuses to lend fails, and no more', async () => {
+    const sizeBytes = constants.MAX_LENGTH + 2 ** 20;
+    if (sizeBytes > 2 ** 40) return;
+    await settle();
+    const mapping = await mapMemory({ sizeBytes, prefault: false });
+    const lend = (): unknown =>
+      mapping.lend({ offset: 0, length: sizeBytes, token: 0, onReturned: () => assert.fail('it was not lent') });
+    assert.throws(lend, (error) => error instanceof FabricError && error.code === 'MAPPING_FAILED');
+    mapping.close();
+    await settle();
+  });
 });
 
 test('native: memory is unmapped when its handle, views, loans and tasks are gone', async () => {

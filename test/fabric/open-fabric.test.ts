@@ -99,6 +99,18 @@ test('replaceRail opens another endpoint at the same place; the old one works un
   await assert.rejects(fabric.replaceRail(first(fabric)), hasCode('RAIL_CLOSED'));
 });
 
+test('a rail that was closed in its place can be replaced still, after another was', async () => {
+  const fabric = await open({ rails: 2, spinUs: 0 });
+  const [closed, other] = fabric.providers[0]?.rails ?? [];
+  assert.ok(closed !== undefined && other !== undefined);
+  await closed.close();
+  await fabric.replaceRail(other);
+  const replacement = await fabric.replaceRail(closed);
+  assert.equal(first(fabric), replacement);
+  await fabric.close();
+  assert.equal(other.state, 'closed');
+});
+
 test('forceQuiescence and spinUs reach the rails', async () => {
   const fabric = await open({ rails: 1, spinUs: 'auto', forceQuiescence: 'close-endpoint' });
   assert.equal(first(fabric).info.quiescence, 'close-endpoint');

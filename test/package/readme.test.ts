@@ -141,7 +141,8 @@ describe('README.md', () => {
         const compiled = await tsc.waitForEnd(60_000);
         assert.equal(compiled.code, 0, compiled.stdout.toString());
         const file = `${outDir}/dist/readme-example-${process.pid}-${index}.mjs`;
-        const ended = await new Child(process.execPath, { args: [file] }).waitForEnd(30_000);
+        await writeFile(dir.file('model.bin'), Buffer.alloc(3 * 1024 * 1024, 'model'));
+        const ended = await new Child(process.execPath, { args: [file], cwd: dir.path }).waitForEnd(30_000);
         assert.equal(ended.code, 0, ended.stderr);
         // What the comment behind console.log says is what it prints.
         const said = /console\.log\(.*?\);?\s*\/\/ (\S+ '\w+')/.exec(text)?.[1];

@@ -31,6 +31,11 @@ describe('input files', () => {
     assert.match((await fileError(readFully(file, bytes, 2))).message, /became shorter/);
   });
 
+  it('does not take 0 for a length: files of /proc say that, whatever is in them', async () => {
+    await using file = await openInput('/proc/cpuinfo');
+    assert.equal(file.sizeBytes, undefined);
+  });
+
   it('gives its bytes in pieces, as often as it is asked to, and says so when the file becomes shorter', async () => {
     await using dir = await tempDir();
     const value = Buffer.alloc(2_500_000, 'abc');

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { HOLDS_IN_FLIGHT_MAX } from '../../src/client/limits.js';
 import { crc32c } from '../../src/fabric/index.js';
 import { FabricKvError, KvClient, type KvClientOptions, type ValueStream } from '../../src/index.js';
 import type { ClientMessage__Output } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
@@ -362,6 +363,76 @@ describe('a stream of a value', () => {
     assert.equal(error.code, 'ERR_FABRICKV_DEADLINE');
     assert.ok(tookMs <= 1000 + SETTLE_SLACK_MS, `it took ${tookMs} ms (I1)`);
     assert.deepEqual([error.details['bytesDone'], error.details['bytesTotal']], [String(2 * PIECE), String(LENGTH)]);
+  });
+
+  test('fails in time also when every request of it ends with its session', async () => {
+    await using peer = await RangedPeer.start(makeValue(LENGTH, 11));
+    await using client = await connect(peer);
+    peer.intercept = ({ offset }, _message, session) => {
+      if (offset < 2 * PIECE) return false;
+      session.crash();
+      return true;
+    };
+    const stream = await open(client, { timeoutMs: 1000 });
+    let lastAtMs = performance.now();
+    const reading = async (): Promise<void> => {
+      for await (const _piece of stream.pieces()) lastAtMs = performance.now();
+    };
+    const late = sleep(6000).then(() => stream.destroy());
+    const error = await rejection(reading());
+    const tookMs = performance.now() - lastAtMs;
+    assert.ok(['ERR_FABRICKV_DEADLINE', 'ERR_FABRICKV_CONNECTION_LOST'].includes(error.code), error.code);
+    assert.ok(tookMs <= 1000 + SETTLE_SLACK_MS, `it took ${tookMs} ms (I1)`);
+    assert.ok(peer.peer.sessions.length > 2, `${peer.peer.sessions.length} sessions`);
+    void late;
+  });
+
+  test('gives back a lease that comes after it was given up', async () => {
+    await using peer = await RangedPeer.start(makeValue(LENGTH, 12));
+    await using client = await connect(peer);
+    let serve = (): void => undefined;
+    peer.intercept = (asked, message, session) => {
+      serve = () => peer.serve(asked, message, session);
+      return true;
+    };
+    const controller = new AbortController();
+    const pending = rejection(client.getStream('k', { signal: controller.signal }));
+    await waitFor(() => peer.asked.length === 1, { what: 'the request' });
+    const { answer } = peer.peer;
+    peer.peer.answer = (message, session) => {
+      // The result was on its way already.
+      if (message.cancel) serve();
+      answer(message, session);
+    };
+    controller.abort();
+    assert.equal((await pending).code, 'ERR_FABRICKV_CANCELLED');
+    await waitFor(() => peer.leasesEnded.length === 1, { what: 'the end of the lease' });
+    assert.equal(peer.leases.size, 0);
+  });
+
+  test('asks for no more leases at a time than the server gives, and goes on in the next session', async () => {
+    const value = makeValue(1000, 14);
+    await using peer = await RangedPeer.start(value);
+    await using client = await connect(peer);
+    peer.intercept = ({ session }) => session === 0;
+    const pending = Array.from({ length: 300 }, () => open(client));
+    await waitFor(() => peer.asked.length > 0, { what: 'the first requests' });
+    await sleep(50);
+    assert.equal(peer.asked.length, HOLDS_IN_FLIGHT_MAX);
+    peer.peer.last.crash();
+    const streams = await Promise.all(pending);
+    assert.equal(peer.asked.length, 300 + HOLDS_IN_FLIGHT_MAX);
+    for (const stream of streams) assert.ok((await collect(stream)).equals(value));
+    await waitFor(() => peer.leases.size === 0, { what: 'the end of the leases' });
+  });
+
+  test('whose pieces are given up before the first was asked for is destroyed', async () => {
+    await using peer = await RangedPeer.start(makeValue(LENGTH, 13));
+    await using client = await connect(peer);
+    const stream = await open(client);
+    await stream.pieces().return?.();
+    assert.equal(stream.destroyed, true);
+    await waitFor(() => peer.leases.size === 0, { what: 'the end of the lease' });
   });
 
   test('that cannot be opened in time, or is aborted, rejects', async () => {

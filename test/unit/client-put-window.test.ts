@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Core } from '../../src/client/client-core.js';
 import { type PutOptions, parseCallOptions, parseClientOptions } from '../../src/client/options.js';
 import { PutOperation } from '../../src/client/put.js';
@@ -408,6 +409,48 @@ describe('a stream into a grant', () => {
     assert.ok((client.core.pool?.transitBytes ?? 0) > 0);
     for (const write of [...client.rail.writes]) write.end('CANCELLED');
     await waitFor(() => client.core.pool?.transitBytes === 0, { what: 'the staging to be free' });
+  });
+
+  test('whose source is slow is written in smaller pieces, which hold no staging while it is silent', async () => {
+    await using client = await WindowClient.connect((message, session) => {
+      if (message.putCommit) stored(session, message);
+      else room(message, session);
+    });
+    await client.offer(1, false, 64 * MIB);
+    let goOn = (): void => undefined;
+    async function* pausing(): AsyncGenerator<Buffer> {
+      yield Buffer.alloc(100_000, 1);
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      yield Buffer.alloc(100_000, 2);
+    }
+    const pending = client.putStream(pausing(), undefined, { timeoutMs: 300 });
+    await waitFor(() => client.rail.writes.length === 1, { what: 'the first piece' });
+    assert.equal(client.rail.writes[0]?.length, 100_000);
+    client.rail.writes[0]?.end();
+    await waitFor(() => client.core.pool?.transitBytes === 0, { what: 'the staging to be free' });
+    await sleep(500);
+    client.rail.completes = true;
+    goOn();
+    const info = await pending;
+    assert.deepEqual(
+      [info.length, info.crc32c],
+      [200_000, crc32c(Buffer.concat([Buffer.alloc(100_000, 1), Buffer.alloc(100_000, 2)]))],
+    );
+  });
+
+  test('fails when a write does not end in time, although its source is silent too', async () => {
+    await using client = await WindowClient.connect(room);
+    await client.offer(1, false, 64 * MIB);
+    async function* silent(): AsyncGenerator<Buffer> {
+      yield Buffer.alloc(100_000);
+      await new Promise(() => undefined);
+    }
+    const pending = rejection(client.putStream(silent(), undefined, { timeoutMs: 300 }));
+    await waitFor(() => client.rail.writes.length === 1, { what: 'the first piece' });
+    assert.equal((await pending).code, 'ERR_FABRICKV_DEADLINE');
+    for (const write of [...client.rail.writes]) write.end('CANCELLED');
   });
 
   test('waits for staging that others have, and no longer than its deadline', async () => {

@@ -1,13 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { pino } from 'pino';
 import { Core } from '../../src/client/client-core.js';
 import { Counters } from '../../src/client/counters.js';
 import { DataPlane } from '../../src/client/data-plane.js';
 import { GetIntoOperation } from '../../src/client/get-into.js';
 import { type CallOptions, parseCallOptions, parseClientOptions } from '../../src/client/options.js';
+import { RangedRead } from '../../src/client/ranged-read.js';
 import { UserRegion } from '../../src/client/region.js';
 import type { ValueInfo } from '../../src/client/value.js';
+import { RegionMemory } from '../../src/client/value-memory.js';
 import {
   crc32c,
   type Fabric,
@@ -19,8 +22,11 @@ import {
 } from '../../src/fabric/index.js';
 import { FabricKvError, KvClient } from '../../src/index.js';
 import type { ClientMessage__Output } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
+import { OperationTrace } from '../../src/protocol/stages.js';
+import { fromBigInt } from '../../src/protocol/wire.js';
 import { waitFor } from '../support/wait-for.js';
 import { type PeerSession, TestPeer } from './client-test-peer.js';
+import { ClientRail } from './support/client-rail.js';
 
 const MIB = 1024 * 1024;
 const VALUE = Buffer.from('the value');
@@ -192,6 +198,74 @@ describe('a region that is a source of writes', () => {
     assert.equal(rail.openRegions, 4);
     await region.release();
     assert.equal(rail.openRegions, 0);
+  });
+});
+
+describe('a rail of the server that moves', () => {
+  test('leaves no peer behind, even when its new address cannot be entered', async () => {
+    const rail = new ClientRail();
+    const plane = new DataPlane({
+      provider: 'tcp',
+      rails: [rail.rail],
+      serverRails: [{ address: Buffer.from('address'), format: 'FI_SOCKADDR_IN' }],
+      regionsMax: 64,
+      send: () => undefined,
+      counters: new Counters(),
+      logger: pino({ level: 'silent' }),
+    });
+    await plane.insertServer();
+    plane.windows.offered({
+      windowId: 1,
+      length: fromBigInt(4096n),
+      rails: [{ address: 0, rkey: 1 }],
+      sessionWindow: false,
+    } as never);
+    const moved = { rail: 0, generation: 2, address: { address: Buffer.from('new'), format: 'FI_SOCKADDR_IN' } };
+    rail.insertPeer = () =>
+      Promise.reject(new FabricError({ code: 'BUSY', call: 'insert', text: 'as the test wants it' }));
+    await assert.rejects(plane.onRailChanged(moved), { code: 'ERR_FABRICKV_RESOURCE_EXHAUSTED' });
+    await plane.retire();
+    assert.equal(rail.peers.size, 0);
+  });
+});
+
+describe('a value that is read in ranges', () => {
+  test('names its memory again only when nothing of another version can land there any more', async () => {
+    await using peer = await peerFromSecondSession();
+    await using client = await RailClient.connect(peer, new TestRail('fence'));
+    const { core, region } = client;
+    const { session } = core.connection;
+    assert.ok(session);
+    region.hold('sink');
+    const memory = new RegionMemory(region, () => region.unhold('sink'));
+    await region.introduceTo(session.dataPlane ?? assert.fail());
+    const key = Buffer.from('k');
+    const never = (): never => assert.fail('nothing is answered');
+    const read = new RangedRead({
+      core,
+      key,
+      call: parseCallOptions({}, core.settings),
+      memory,
+      trace: new OperationTrace(core.trace, 'get', () => 'id', key, 'get.start'),
+      firstOperationId: 1,
+      deadlineMs: () => 1000,
+      events: { onDone: never, onAbsent: never, onTooLong: never, onFailed: never, onProgress: never },
+    });
+    read.start();
+    await waitFor(() => peer.last.of('get').length === 1, { what: 'the first request' });
+    peer.takesProvider = true;
+    // The server's word is due, and does not come.
+    const [get] = peer.last.of('get');
+    assert.ok(get);
+    peer.last.result(get, {
+      failure: { code: 'ERR_FABRICKV_DATA_PLANE', message: 'as the test wants it', retryable: true, sinkBusy: true },
+    });
+    await sleep(300);
+    assert.equal(peer.last.of('get').length, 1);
+    peer.last.send({ operationId: get.operationId, quiesced: {} });
+    await waitFor(() => peer.last.of('get').length === 2, { what: 'the second request' });
+    read.stop();
+    memory.free();
   });
 });
 

@@ -35,7 +35,7 @@ describe('the reader of a stream', () => {
       const reader = new StreamReader(chunks(...pieces, Buffer.alloc(0)));
       const kept = await reader.keep(keep);
       assert.equal(kept, keep >= value.length ? 'ended' : 'bytes');
-      assert.ok(reader.keptAsOne().equals(value.subarray(0, reader.keptBytes)));
+      assert.ok(Buffer.concat(reader.keptBlocks()).equals(value.subarray(0, reader.keptBytes)));
       assert.equal(reader.spent, false);
       assert.ok((await readAll(reader, max)).equals(value), `chunks of ${chunk}, ${keep} kept, ${max} at a time`);
       assert.equal(reader.spent, true);
@@ -52,7 +52,37 @@ describe('the reader of a stream', () => {
     }
     const reader = new StreamReader(reusing());
     assert.equal(await reader.keep(100), 'ended');
-    assert.deepEqual([...reader.keptAsOne()], [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]);
+    assert.deepEqual([...Buffer.concat(reader.keptBlocks())], [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]);
+  });
+
+  test('keeps no more than it is asked to: the rest stays where it is', async () => {
+    const large = Buffer.alloc(10_000_000, 7);
+    const reader = new StreamReader(chunks(Buffer.from('some'), large));
+    assert.equal(await reader.keep(65_536), 'bytes');
+    assert.deepEqual(
+      [reader.keptBytes, reader.hasMoreThan(10_000_003), reader.hasMoreThan(10_000_004)],
+      [4, true, false],
+    );
+    assert.equal(reader.take(100).length, 4);
+    assert.equal(reader.take(100).buffer, large.buffer);
+  });
+
+  test('that is interrupted can be waited for again in the same turn', async () => {
+    let give: (chunk: Buffer) => void = () => undefined;
+    const waits: boolean[] = [];
+    async function* waiting(): AsyncGenerator<Uint8Array> {
+      yield await new Promise<Buffer>((resolve) => {
+        give = resolve;
+      });
+    }
+    const reader = new StreamReader(waiting(), (now) => waits.push(now));
+    const first = reader.keep(0);
+    reader.interrupt();
+    const second = reader.keep(0);
+    assert.equal(await first, 'interrupted');
+    give(Buffer.from('later'));
+    assert.equal(await second, 'bytes');
+    assert.deepEqual(waits, [true, false, true, false]);
   });
 
   test('that is interrupted loses nothing', async () => {
@@ -80,7 +110,7 @@ describe('the reader of a stream', () => {
     }
     const cause = new Error('broken');
     const readable = new Readable({ read: () => readable.destroy(cause) });
-    await assert.rejects(new StreamReader(readable).ready(), { code: 'ERR_FABRICKV_CANCELLED', cause });
+    await assert.rejects(new StreamReader(readable).ready(), { code: 'ERR_FABRICKV_SOURCE', cause });
     for (const nothing of [undefined, null, 'text', Buffer.alloc(3), { next: 1 }, Promise.resolve()]) {
       assert.throws(() => new StreamReader(nothing), { code: 'ERR_FABRICKV_INVALID_ARGUMENT' });
     }

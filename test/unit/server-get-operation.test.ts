@@ -263,6 +263,18 @@ describe('a GET by RDMA', () => {
     bench.checkEmpty();
   });
 
+  test('into a region that the rails have no room for fails as the data plane does, so that it can go inline', () => {
+    const bench = new Bench();
+    bench.memory.reachable = false;
+    bench.get(bench.stored());
+    assert.deepEqual(
+      bench.failures.map(({ code }) => code),
+      ['ERR_FABRICKV_DATA_PLANE'],
+    );
+    assert.deepEqual(bench.sinkBusy, [false]);
+    bench.checkEmpty();
+  });
+
   test('whose region ends while it waits for its turn fails', () => {
     const bench = new Bench(new OperationGate(1, 1));
     const value = bench.stored();
@@ -393,9 +405,10 @@ test('a GET as Data sends its range only, with offsets in the value', async () =
     assert.deepEqual([data?.offset, data?.totalLength], [at, value.length]);
     assert.ok(Buffer.isBuffer(data?.bytes) && data.bytes.length <= DATA_BYTES_MAX);
     pieces.push(data.bytes);
+    assert.ok(data.bytes.length > 0);
     at += data.bytes.length;
-    await Promise.resolve();
   }
+  await Promise.resolve();
   assert.ok(Buffer.concat(pieces).equals(bench.store.arena.copy(value.extents, offset, length)));
   assert.equal(bench.results[0]?.rangeLength, length);
   assert.deepEqual(

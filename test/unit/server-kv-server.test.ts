@@ -153,6 +153,14 @@ describe('unary calls', () => {
     );
   });
 
+  test('only a GET of nothing counts as one', async () => {
+    await using served = await serve();
+    await assert.rejects(served.client.unary('Stat', { key: KEY }), { code: 'ERR_FABRICKV_NOT_FOUND' });
+    assert.equal(served.server.counters()['getsMissing'], 0);
+    await assert.rejects(served.client.unary('Get', { key: KEY }), { code: 'ERR_FABRICKV_NOT_FOUND' });
+    assert.equal(served.server.counters()['getsMissing'], 1);
+  });
+
   test('a full arena is a typed error, and nothing is lost', async () => {
     await using served = await serve({ memoryBytes: 4096 });
     await served.client.unary('Put', { key: KEY, value: VALUE });

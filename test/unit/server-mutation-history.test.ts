@@ -41,6 +41,21 @@ test('a retry of what is being applied waits for its result', () => {
   assert.deepEqual([first, second], [[put(10)], [put(10)]]);
 });
 
+test('retries of one mutation that wait for it are bounded, and wait for nobody else`s', () => {
+  const history = new MutationHistory();
+  assert.equal(history.crowd(CLIENT, 1), undefined);
+  history.begin(CLIENT, 1);
+  for (let i = 0; i < 64; i++) {
+    assert.equal(history.crowd(CLIENT, 1), undefined);
+    look(history, CLIENT, 1);
+  }
+  const crowd = history.crowd(CLIENT, 1);
+  assert.deepEqual([crowd?.code, crowd?.outcome], ['ERR_FABRICKV_RESOURCE_EXHAUSTED', 'unknown']);
+  assert.equal(history.crowd(CLIENT, 2), undefined);
+  history.settle(CLIENT, 1, put(10));
+  assert.equal(history.crowd(CLIENT, 1), undefined);
+});
+
 test('of the retries of what changed nothing one is applied, and the others wait for that', () => {
   const history = new MutationHistory();
   const log: string[] = [];

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { constants } from 'node:os';
 import { describe, test } from 'node:test';
 import { pino } from 'pino';
 import { remoteAddress, remoteKey } from '../../src/fabric/index.js';
-import { type Peer, type PeerRegion, PeerTable, type RegionKey } from '../../src/server/peers.js';
+import { PeerTable } from '../../src/server/peer-table.js';
+import type { Peer, PeerRegion, RegionKey } from '../../src/server/peers.js';
 import { ServerRail } from '../../src/server/server-rail.js';
 import { waitFor } from '../support/wait-for.js';
 import { MemoryRail, turn } from './support/memory-rail.js';
@@ -157,7 +159,7 @@ describe('the rails of both sides', () => {
     peer.beginWrite({ segments: [segment(kept)], onDone: (error) => ends.push(error?.code) });
     const fresh = new MemoryRail();
     const oldIsClosed = first(serverRails).replace(fresh.rail);
-    peer.removeRegion(ended);
+    peer.removeRegions([ended]);
     await table.moved(first(serverRails));
     assert.deepEqual([fresh.peers.size, fresh.remotes.size, fresh.pings.length], [1, 1, 1]);
     await first(rails).close();
@@ -169,6 +171,36 @@ describe('the rails of both sides', () => {
     assert.deepEqual(ends, [undefined]);
     await table.release(peer);
     assert.equal(fresh.peers.size + fresh.remotes.size, 0);
+  });
+});
+
+describe('a path to a rail that was replaced', () => {
+  test('is not used before the regions are known there', async () => {
+    const { rails, serverRails, table, peer, region } = await bench(1, 2);
+    const target = region();
+    const ends: (string | undefined)[] = [];
+    const fresh = new MemoryRail();
+    const old = first(rails);
+    first(serverRails).replace(fresh.rail);
+    // The address of the path is inserted, and the one beside it is not yet.
+    fresh.held = true;
+    const moved = table.moved(first(serverRails));
+    await turn();
+    peer.beginWrite({ segments: [segment(target)], onDone: (error) => ends.push(error?.code) });
+    await turn();
+    assert.deepEqual([ends, old.writes.length], [[], 1], 'the old one is still there');
+    old.complete(old.writes[0]);
+    await turn();
+    assert.deepEqual(ends.splice(0), [undefined]);
+    await fresh.next();
+    assert.deepEqual([fresh.peers.size, fresh.waiting.length], [1, 1]);
+    peer.beginWrite({ segments: [segment(target)], onDone: (error) => ends.push(error?.code) });
+    await turn();
+    assert.deepEqual(ends, []);
+    assert.deepEqual([old.writes.length, fresh.writes.length], [0, 1]);
+    fresh.held = false;
+    await fresh.next();
+    await moved;
   });
 });
 
@@ -199,8 +231,8 @@ describe('a write to a peer', () => {
   test('into a region that has ended is refused, by its end', async () => {
     const { peer, region } = await bench();
     const ended = region();
-    peer.removeRegion(ended);
-    peer.removeRegion(ended);
+    peer.removeRegions([ended]);
+    peer.removeRegions([ended]);
     const code = await new Promise((resolve) =>
       peer.beginWrite({ segments: [segment(ended)], onDone: (error) => resolve(error?.code) }),
     );
@@ -223,11 +255,62 @@ describe('a write to a peer', () => {
     await waiting;
   });
 
-  test('a region that a rail`s table does not take leaves nothing', async () => {
-    const { rails, region } = await bench(2, 2);
+  test('a region that a rail`s table has no room for leaves nothing there, and is reached when there is room', async () => {
+    const { rails, peer, region } = await bench(2, 2);
     rails[1]?.failing.add('defineRemote');
-    assert.throws(region, { code: 'BUSY' });
+    const refused = region();
     assert.equal(first(rails).remotes.size, 0);
+    assert.equal(peer.reaches(refused), false);
+    rails[1]?.failing.clear();
+    assert.equal(peer.reaches(refused), true);
+    assert.deepEqual(
+      rails.map(({ remotes }) => remotes.size),
+      [1, 1],
+    );
+    peer.removeRegions([refused]);
+    assert.equal(peer.reaches(refused), false, 'it has ended');
+    assert.equal(first(rails).remotes.size, 0);
+  });
+
+  test('a client with many rails has each region once in a rail`s table, and one beside for the pings of each other rail', async () => {
+    const { rails, peer, table, region } = await bench(1, 64);
+    const regions = Array.from({ length: 10 }, region);
+    assert.equal(first(rails).remotes.size, 10 + 63);
+    assert.equal(first(rails).pings.length, 64);
+    await turn();
+    // The one that is pinged goes: another takes its place.
+    peer.removeRegions(regions.slice(0, 1));
+    assert.equal(first(rails).remotes.size, 9 + 63);
+    peer.ping();
+    assert.equal(first(rails).pings.length, 128);
+    peer.removeRegions(regions);
+    assert.equal(first(rails).remotes.size, 0);
+    peer.ping();
+    assert.equal(first(rails).pings.length, 128, 'there is nothing to ping with');
+    await table.release(peer);
+  });
+
+  test('is pinged again, but not while the last ping is under way', async () => {
+    const { rails, peer, region } = await bench();
+    region();
+    peer.ping();
+    assert.equal(first(rails).pings.length, 1);
+    await turn();
+    peer.ping();
+    assert.equal(first(rails).pings.length, 2);
+  });
+
+  test('that does not come back when its connection is ended asks for another endpoint', async () => {
+    const { rails, serverRails, peer, region } = await bench();
+    first(rails).refusals.set('disconnectPeer', { code: 'TRANSFER_FAILED', errno: constants.errno.ETIMEDOUT });
+    peer.beginWrite({ segments: [segment(region())], onDone: () => undefined }).cancel();
+    await waitFor(() => first(serverRails).isStuck, { what: 'the report' });
+    const fresh = new MemoryRail();
+    first(serverRails).replace(fresh.rail);
+    assert.equal(first(serverRails).isStuck, false);
+    first(serverRails).reportStuck(first(rails).rail);
+    assert.equal(first(serverRails).isStuck, false, 'that one is not there any more');
+    first(rails).complete(first(rails).writes[0], 'RAIL_CLOSED');
   });
 });
 
@@ -245,7 +328,73 @@ describe('the table of peers', () => {
       await table.release(peer);
     }
     assert.equal(first(rails).peers.size, 0);
-    assert.deepEqual([...table.all()], []);
+  });
+
+  test('an address that a rail is too busy to remove is removed later', async () => {
+    const { rails, table, peer } = await bench();
+    first(rails).refusals.set('removePeer', { code: 'BUSY' });
+    const released = table.release(peer);
+    await waitFor(() => first(rails).log.filter((name) => name === 'removePeer').length > 1, {
+      what: 'the second try',
+      intervalMs: 2,
+    });
+    assert.equal(first(rails).peers.size, 1);
+    first(rails).refusals.clear();
+    await released;
+    assert.equal(first(rails).peers.size, 0);
+  });
+
+  test('an address whose removal takes too long asks for another endpoint', async () => {
+    const { rails, serverRails, table, peer } = await bench();
+    first(rails).refusals.set('removePeer', { code: 'TRANSFER_FAILED', errno: constants.errno.ETIMEDOUT });
+    await table.release(peer);
+    assert.equal(first(serverRails).isStuck, true);
+  });
+
+  test('whoever is being inserted while a rail is replaced is on the fresh one', async () => {
+    const { rails, serverRails, table, peer } = await bench(2, 2);
+    await table.release(peer);
+    const [replaced, other] = rails;
+    assert.ok(replaced !== undefined && other !== undefined);
+    other.held = true;
+    const acquiring = table.acquire(addresses(2));
+    await turn();
+    assert.deepEqual(other.waiting, ['insertPeer']);
+    const fresh = new MemoryRail();
+    first(serverRails).replace(fresh.rail);
+    await table.moved(first(serverRails));
+    other.held = false;
+    fresh.held = true;
+    await other.next();
+    assert.deepEqual(fresh.waiting, ['insertPeer']);
+    // One that comes meanwhile, and goes, does not take it along.
+    const passing = table.acquire(addresses(2)).then((acquired) => table.release(acquired));
+    await turn();
+    fresh.held = false;
+    await fresh.next();
+    const acquired = await acquiring;
+    await passing;
+    assert.deepEqual([fresh.peers.size, acquired.references], [1, 1]);
+    const region = acquired.addRegion(keys(2), 1024 * KIB);
+    acquired.beginWrite({ segments: [segment(region, 1024 * KIB)], onDone: () => undefined });
+    assert.deepEqual([fresh.writes.length, other.writes.length, replaced.writes.length], [1, 1, 0]);
+    await table.moved(first(serverRails));
+    assert.equal(fresh.peers.size, 1, 'it is there already');
+  });
+
+  test('whoever is being inserted on an endpoint that closes is on the one that follows it', async () => {
+    const { rails, serverRails, table, peer } = await bench();
+    await table.release(peer);
+    first(rails).held = true;
+    const acquiring = table.acquire(addresses(1));
+    await turn();
+    const fresh = new MemoryRail();
+    first(serverRails).replace(fresh.rail);
+    await table.moved(first(serverRails));
+    await first(rails).close();
+    await first(rails).next();
+    await acquiring;
+    assert.equal(fresh.peers.size, 1);
   });
 
   test('addresses that are cut in other places are others', async () => {

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { crc32c } from '../../src/fabric/index.js';
+import { crc32c, FabricError } from '../../src/fabric/index.js';
 import type { PutWritten } from '../../src/protocol/generated/fabrickv/v1/PutWritten.js';
 import { fromBigInt } from '../../src/protocol/wire.js';
 import { OperationGate } from '../../src/server/operation-gate.js';
 import { waitFor } from '../support/wait-for.js';
+import { MemoryPeer } from './support/memory-peer.js';
 import { turn } from './support/memory-rail.js';
 import { type BenchSession, KEY, MIB, PutBench } from './support/put-bench.js';
 
@@ -47,6 +48,51 @@ describe('the session window', () => {
     bench.store.remove(0, KEY);
     await session.end();
     await bench.checkEmpty();
+  });
+
+  test('is offered to a client that is connected to just before', async () => {
+    await using bench = await PutBench.open();
+    const session = bench.session();
+    const peer = new MemoryPeer();
+    Object.assign(session, { peer: peer.peer });
+    await session.warm();
+    assert.equal(peer.pings, 2, 'for the grant, and for the session window');
+    session.windows.sealAll('a test');
+    await session.put(2, BYTES);
+    assert.equal(peer.pings, 4);
+  });
+
+  test('is not offered while too many before it wait for their proofs', async () => {
+    await using bench = await PutBench.open();
+    const { session } = await warmSession(bench);
+    let offered = 1;
+    bench.rail.refusals.set('prove', { code: 'TRANSFER_FAILED' });
+    for (let i = 2; i < 40; i++) {
+      session.windows.sealAll('a test');
+      await turn();
+      session.windows.offerSessionWindow(BYTES.length);
+      await turn();
+      if (session.sessionWindow !== undefined) offered += 1;
+    }
+    assert.equal(offered, 16);
+    bench.rail.refusals.clear();
+    await waitFor(() => bench.store.arena.usage.quarantinedBytes === 0, { what: 'the proofs' });
+    session.windows.offerSessionWindow(BYTES.length);
+    await waitFor(() => session.sessionWindow, { what: 'another one' });
+  });
+
+  test('counts as long as its memory region is not closed', async () => {
+    await using bench = await PutBench.open();
+    const { session } = await warmSession(bench);
+    for (let i = 0; i < 8; i++) {
+      bench.held = true;
+      session.windows.sealAll('a test');
+      bench.held = false;
+      session.windows.offerSessionWindow(BYTES.length);
+      await turn();
+    }
+    assert.equal(bench.rail.regions.size, 4 + 1, 'that of the first grant is the fifth');
+    await bench.drain();
   });
 
   test('is not offered when memory is short', async () => {
@@ -261,6 +307,15 @@ describe('PutWritten', () => {
     bench.store.remove(0, KEY);
     await session.end();
     await bench.checkEmpty();
+  });
+
+  test('that cannot be verified for a reason of the fabric fails with that', async () => {
+    await using bench = await PutBench.open();
+    const { session, id } = await warmSession(bench);
+    bench.crcGate = Promise.reject(new FabricError({ code: 'RAIL_CLOSED', call: 'crc32c', text: 'a test' }));
+    bench.crcGate.catch(() => undefined);
+    session.say(2, written(id, 0));
+    assert.equal((await session.result(2)).failure?.code, 'ERR_FABRICKV_DATA_PLANE');
   });
 
   test('waits for its turn, and is stopped there by a cancellation, its time, or the end of the session', async () => {

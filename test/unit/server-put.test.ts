@@ -112,6 +112,55 @@ describe('a PUT by RDMA', () => {
     await bench.checkEmpty();
   });
 
+  test('that is committed before its windows are open is refused: it would publish what others left there', async () => {
+    await using bench = await PutBench.open();
+    for (const body of [{ withoutCrc: true }, { crc32c: 1 }]) {
+      const session = bench.session();
+      bench.held = true;
+      session.say(1, { putOpen: { key: KEY, length: LENGTH, path: 'RDMA' } });
+      await turn();
+      await bench.rail.next();
+      assert.deepEqual(session.said, ['0:windowOffer', '1:grant']);
+      session.say(1, { putCommit: body });
+      await turn();
+      assert.equal(session.lastFailure, 'ERR_FABRICKV_PROTOCOL');
+      assert.equal(session.failures[0]?.outcome, 'not-applied');
+      assert.equal(bench.stored(), undefined);
+      bench.held = false;
+      await bench.drain();
+      await session.end();
+    }
+    await bench.checkEmpty();
+  });
+
+  test('whose windows are all closed at once is told of each once', async () => {
+    await using bench = await PutBench.open();
+    const session = bench.session();
+    await session.open(1, LENGTH);
+    await waitFor(() => session.said.filter((what) => what === '0:windowOffer').length === 3, { what: 'the windows' });
+    session.windows.sealAll('a test');
+    assert.equal(session.said.filter((what) => what === '0:windowRevoke').length, 3);
+  });
+
+  test('whose window cannot be opened on one rail has it closed on the other before the session is over', async () => {
+    await using bench = await PutBench.open({ rails: 2 });
+    const session = bench.session();
+    bench.memoryRails[1]?.failing.add('register');
+    session.say(1, { putOpen: { key: KEY, length: LENGTH, path: 'RDMA' } });
+    bench.rail.refusals.set('deregister', { code: 'BUSY' });
+    await session.result(1);
+    let ended = false;
+    const ending = session.end().then(() => {
+      ended = true;
+    });
+    await turn();
+    assert.deepEqual([ended, bench.rail.regions.size], [false, 1]);
+    bench.rail.refusals.clear();
+    await ending;
+    assert.equal(bench.rail.regions.size, 0);
+    await bench.checkEmpty();
+  });
+
   test('without a CRC is stored unverified', async () => {
     await using bench = await PutBench.open();
     const session = bench.session();

@@ -138,6 +138,39 @@ describe('a write window', () => {
     assert.equal(arena.usage.freeBytes, 64 * KIB);
   });
 
+  test('whose registration a rail is too busy to close is closed later', async () => {
+    const { rail, serverRail, arena, window: make } = bench();
+    const window = make();
+    await window.open();
+    rail.refusals.set('deregister', { code: 'BUSY' });
+    let closed = false;
+    void window.seal().then(() => {
+      closed = true;
+    });
+    await waitFor(() => rail.log.filter((name) => name === 'deregister').length > 1, {
+      what: 'the second try',
+      intervalMs: 2,
+    });
+    assert.deepEqual([closed, rail.regions.size, serverRail.holdsUnprovable], [false, 1, false]);
+    rail.refusals.clear();
+    await waitFor(() => window.proven, { what: 'the proof', intervalMs: 2 });
+    assert.deepEqual([rail.regions.size, arena.usage.freeBytes], [0, 64 * KIB]);
+  });
+
+  test('of a rail that is closing is proved when that has closed, also where its own closing is the proof', async () => {
+    const { rail, serverRail, window: make } = bench();
+    Object.assign(rail.info, { quiescence: 'close-region' });
+    const window = make();
+    await window.open();
+    rail.refusals.set('deregister', { code: 'RAIL_CLOSED' });
+    await window.seal();
+    await turn();
+    assert.equal(window.proven, false);
+    serverRail.closed();
+    await turn();
+    assert.equal(window.proven, true);
+  });
+
   test('is proved by its closing where that is a proof, and by the end of the endpoint where nothing else is', async () => {
     const closed = bench();
     Object.assign(closed.rail.info, { quiescence: 'close-region' });
@@ -222,6 +255,43 @@ describe('rounds of proof', () => {
     assert.deepEqual([window.proven, b.arena.usage.quarantinedBytes], [false, KIB]);
     b.rail.failing.clear();
     await waitFor(() => window.proven, { what: 'the second round' });
+  });
+
+  test('that prove nothing for now are tried again, and hold nothing until the end of the endpoint', async () => {
+    const b = bench();
+    b.rail.refusals.set('prove', { code: 'UNPROVABLE' });
+    const window = await sealed(b);
+    await b.serverRail.hurry();
+    await turn();
+    assert.deepEqual(b.arena.quarantinedBy(), { open: 0, proving: KIB, unprovable: 0 });
+    assert.equal(b.serverRail.holdsUnprovable, false);
+    b.rail.refusals.clear();
+    await b.serverRail.hurry();
+    await turn();
+    assert.equal(window.proven, true);
+  });
+
+  test('are waited for by all who hurry, also by those who come while one runs', async () => {
+    const b = bench();
+    await sealed(b);
+    b.rail.held = true;
+    const first = b.serverRail.hurry();
+    b.rail.held = false;
+    const late = await sealed(b);
+    b.rail.held = true;
+    const seen: boolean[] = [];
+    const waiting = [1, 2].map(async () => {
+      await b.serverRail.hurry();
+      await turn();
+      seen.push(late.proven);
+    });
+    await b.rail.next();
+    await first;
+    await turn();
+    assert.deepEqual(seen, []);
+    await b.rail.next();
+    await Promise.all(waiting);
+    assert.deepEqual(seen, [true, true]);
   });
 
   test('of a rail that fails wait for its end', async () => {

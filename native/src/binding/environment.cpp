@@ -1,6 +1,6 @@
 #include "binding/environment.h"
 
-#include <utility>
+#include <vector>
 
 #include "binding/rail_table.h"
 
@@ -14,10 +14,11 @@ std::shared_ptr<Environment> Environment::attach(Napi::Env env) {
   auto environment = std::make_shared<Environment>(env);
   environment->wakeup_ = Wakeup::create(env, on_wakeup, environment.get());
   if (environment->wakeup_ == nullptr) return nullptr;
+  environment->returned_loans_ = std::make_shared<ReturnedLoans>(environment->wakeup_);
   environment->rails_ = std::make_unique<RailTable>(*environment);
   // Not Napi::AsyncContext: Node holds the resource that it would pass weakly, and the context is lost with it.
   napi_async_init(env, nullptr, Napi::String::New(env, "fabrickv"), &environment->async_context_);
-  // The instance data keeps the environment until Node has run every finalizer; finalizers keep it themselves as well.
+  // The instance data keeps the environment until Node has run every finalizer.
   env.SetInstanceData(new std::shared_ptr<Environment>(environment));
   napi_add_async_cleanup_hook(env, on_cleanup, environment.get(), &environment->cleanup_);
   return environment;
@@ -33,12 +34,6 @@ Napi::Value Environment::make_completions() {
   return Napi::Float64Array::New(env_, completions_.size(), buffer, 0);
 }
 
-void Environment::loan_returned(double loan) {
-  if (shut_down_) return;
-  returned_loans_.push_back(loan);
-  wakeup_->send();
-}
-
 void Environment::on_wakeup(void* self) {
   auto& environment = *static_cast<Environment*>(self);
   // JavaScript may end the environment in between.
@@ -49,8 +44,9 @@ void Environment::on_wakeup(void* self) {
 }
 
 void Environment::deliver_loans() {
-  if (returned_loans_.empty() || loan_handler_.IsEmpty()) return;
-  const std::vector<double> returned = std::exchange(returned_loans_, {});
+  if (loan_handler_.IsEmpty()) return;
+  const std::vector<double> returned = returned_loans_->take();
+  if (returned.empty()) return;
   auto list = Napi::Array::New(env_, returned.size());
   for (uint32_t i = 0; i < returned.size(); i++) list.Set(i, returned[i]);
   call(loan_handler_, {list});

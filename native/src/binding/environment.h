@@ -8,8 +8,9 @@
 #include <initializer_list>
 #include <memory>
 #include <unordered_map>
-#include <vector>
 
+#include "binding/returned_loans.h"
+#include "binding/uncounted_buffer.h"
 #include "binding/wakeup.h"
 #include "memory/mapping.h"
 
@@ -47,8 +48,9 @@ class Environment : public std::enable_shared_from_this<Environment> {
   std::array<double, 2 * kBatch>& completions() { return completions_; }
 
   void set_loan_handler(Napi::Function handler) { loan_handler_ = Napi::Persistent(handler); }
-  // A lent ArrayBuffer's memory cannot be reached any more; told to JavaScript in the next batch.
-  void loan_returned(double loan);
+  // What is added to it is told to JavaScript in the next batch.
+  const std::shared_ptr<ReturnedLoans>& returned_loans() const { return returned_loans_; }
+  UncountedBuffers& uncounted_buffers() { return uncounted_buffers_; }
 
   // Calls a function of JavaScript's from the event loop. What it throws becomes an uncaught exception.
   void call(const Napi::FunctionReference& function, std::initializer_list<napi_value> arguments);
@@ -65,7 +67,8 @@ class Environment : public std::enable_shared_from_this<Environment> {
   napi_async_context async_context_ = nullptr;
   napi_async_cleanup_hook_handle cleanup_ = nullptr;
   Napi::FunctionReference loan_handler_;
-  std::vector<double> returned_loans_;
+  std::shared_ptr<ReturnedLoans> returned_loans_;
+  UncountedBuffers uncounted_buffers_;
   std::array<double, 2 * kBatch> completions_{};
   std::shared_ptr<Wakeup> wakeup_;
   // Before the wake-up goes, the rails' threads that use it have to.

@@ -84,25 +84,31 @@ Napi::Value live_mappings(const Napi::CallbackInfo& info) {
 
 // What an external ArrayBuffer holds until its memory cannot be reached any more.
 struct Hold {
+  explicit Hold(MappingRef held) : mapping(std::move(held)) {}
+  Hold(const Hold&) = delete;
+  Hold& operator=(const Hold&) = delete;
+  // Any thread.
+  ~Hold() {
+    mapping.reset();
+    if (returned_loans != nullptr) returned_loans->add(loan);
+  }
+
   MappingRef mapping;
-  std::shared_ptr<Environment> environment;
-  bool is_loan;
-  double loan;
+  // Null unless it is a loan.
+  std::shared_ptr<ReturnedLoans> returned_loans;
+  double loan = 0;
+  // The finalizer's reference.
+  std::shared_ptr<Hold> self;
 };
+using HoldRef = std::shared_ptr<Hold>;
 
 void release_hold(napi_env, void*, void* hint) {
-  const std::unique_ptr<Hold> hold(static_cast<Hold*>(hint));
-  if (hold->is_loan) hold->environment->loan_returned(hold->loan);
+  const HoldRef last = std::move(static_cast<Hold*>(hint)->self);
 }
 
-// Calls Node-API itself: that a runtime has no external ArrayBuffers is an answer, and not to be thrown.
-Napi::Value make_view(const Napi::CallbackInfo& info, const char* call, bool is_loan) {
-  const Napi::Env env = info.Env();
-  const uint64_t offset = to_count(info[1]);
-  const uint64_t length = to_count(info[2]);
-  auto hold = std::make_unique<Hold>(
-      Hold{find_mapping(info), Environment::of(env).shared_from_this(), is_loan, is_loan ? to_number(info[3]) : 0});
-  if (hold->mapping == nullptr || !hold->mapping->contains(offset, length)) return out_of_bounds(env, call);
+// By Node-API, or null with an exception that may be pending.
+napi_value make_counted_buffer(napi_env env, std::byte* data, size_t length, const HoldRef& hold) {
+  hold->self = hold;
   napi_value buffer = nullptr;
   napi_status status = napi_ok;
   if (length == 0) {
@@ -113,16 +119,36 @@ Napi::Value make_view(const Napi::CallbackInfo& info, const char* call, bool is_
       status = napi_add_finalizer(env, buffer, nullptr, release_hold, hold.get(), nullptr);
     }
   } else {
-    status = napi_create_external_arraybuffer(env, hold->mapping->base() + offset, length, release_hold, hold.get(),
-                                              &buffer);
+    status = napi_create_external_arraybuffer(env, data, length, release_hold, hold.get(), &buffer);
   }
-  if (status != napi_ok) {
+  if (status == napi_ok) return buffer;
+  // Node may call the finalizer for what it refuses, too, now or later: it does for more than
+  // buffer.constants.MAX_LENGTH on Node 20. So the finalizer keeps its reference, to next to nothing.
+  hold->mapping.reset();
+  return nullptr;
+}
+
+// Calls Node-API itself: that a runtime has no external ArrayBuffers is an answer, and not to be thrown.
+Napi::Value make_view(const Napi::CallbackInfo& info, const char* call, bool is_loan) {
+  const Napi::Env env = info.Env();
+  const uint64_t offset = to_count(info[1]);
+  const uint64_t length = to_count(info[2]);
+  const auto hold = std::make_shared<Hold>(find_mapping(info));
+  if (hold->mapping == nullptr || !hold->mapping->contains(offset, length)) return out_of_bounds(env, call);
+  Environment& environment = Environment::of(env);
+  std::byte* const data = hold->mapping->base() + offset;
+  napi_value buffer = is_loan ? environment.uncounted_buffers().make(env, data, length, hold) : nullptr;
+  if (buffer == nullptr) buffer = make_counted_buffer(env, data, length, hold);
+  if (buffer == nullptr) {
     napi_value ignored = nullptr;
     napi_get_and_clear_last_exception(env, &ignored);
     return make_details(
         env, {"MAPPING_FAILED", "napi_create_external_arraybuffer", "this runtime has no external ArrayBuffers"});
   }
-  [[maybe_unused]] Hold* owned_by_the_finalizer = hold.release();
+  if (is_loan) {
+    hold->returned_loans = environment.returned_loans();
+    hold->loan = to_number(info[3]);
+  }
   return {env, buffer};
 }
 

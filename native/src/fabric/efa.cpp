@@ -281,6 +281,11 @@ std::vector<std::string> remarks(const Traits& traits, std::vector<std::string> 
         "EFA emulates RDMA writes here (no RDMA write in the device, libfabric below 1.18, or "
         "FI_EFA_USE_DEVICE_RDMA=0): "
         "they are slow, and memory that a peer could write is reusable only when the endpoint is closed");
+  } else if (!traits.direct) {
+    environment.emplace_back(
+        "on the fabric `efa` whoever the security group lets in may send writes that libfabric copies: memory that a "
+        "peer could write is reusable only when the endpoint is closed; FABRICKV_EFA_FABRIC=efa-direct, on every host "
+        "(libfabric 2.1 or later), has no such writes");
   }
   if (traits.exposes_local_regions) {
     environment.emplace_back(
@@ -292,7 +297,7 @@ std::vector<std::string> remarks(const Traits& traits, std::vector<std::string> 
 }
 
 bool close_region_proves(const Traits& traits) {
-  return !traits.emulated_write;
+  return traits.direct && !traits.emulated_write;
 }
 
 uint8_t trait_byte(const Traits& traits) {

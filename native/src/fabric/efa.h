@@ -134,8 +134,10 @@ Traits query_traits(fid_ep* ep, std::string_view fabric, uint32_t loaded_version
 // checks one by one. A target checks the region of an emulated long write at its first packet only and copies the later
 // ones wherever that one said (rdm/efa_rdm_pke_rtw.c and efa_rdm_pke_nonreq.c, v2.6.0). A write is a device write when
 // both ends can do it (efa_both_support_rdma_write, rdm/efa_rdm_ep.h), so ours must, and every peer's: refuse_peer sees
-// to that. On `efa` it takes the peer's word; on `efa-direct` there is no other way to write. Where this is false only
-// closing the endpoint proves anything: fi_av_remove ends neither our device's operations nor the peer's.
+// to that of those that say so. On the fabric `efa` that is the peer's word, and who was never announced gives none:
+// whoever the security group lets in can send emulated writes, which libfabric takes there. On `efa-direct` it takes
+// none, so there alone this is true. Where it is false only closing the endpoint proves anything: fi_av_remove ends
+// neither our device's operations nor the peer's.
 bool close_region_proves(const Traits& traits);
 
 // What a rail tells of itself, one byte behind its fabric address.

@@ -2,18 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <string_view>
 
 #include "fabric/limits.h"
 
 namespace fabrickv::fabric {
 namespace {
-
-bool registration_cache_is_off() {
-  const char* value = std::getenv("FI_MR_CACHE_MAX_COUNT");
-  return value != nullptr && std::string_view(value) == "0";
-}
 
 std::string remedy(const char* call, int result) {
   if (result == -FI_EADDRINUSE || result == -FI_EADDRNOTAVAIL)
@@ -155,15 +148,19 @@ bool Endpoint::describe(Error& error) {
 Quiescence Endpoint::find_quiescence() const {
   const std::string& provider = description_.provider;
   // Device writes on both sides, checked against the region by the NIC.
-  if (provider.starts_with("verbs") && registration_cache_is_off()) return Quiescence::kCloseRegion;
+  if (provider.starts_with("verbs") && library_.registration_cache_is_off) return Quiescence::kCloseRegion;
   if (description_.efa && efa::close_region_proves(*description_.efa)) return Quiescence::kCloseRegion;
   // A fence is answered by the peer's libfabric, and so proves nothing of what its device writes.
-  const bool fences = description_.removal_flushes && provider.starts_with("tcp");
+  const bool fences = description_.removal_flushes && library_.tcp_reads_when_told && provider.starts_with("tcp");
   return fences ? Quiescence::kFence : Quiescence::kCloseEndpoint;
 }
 
 void Endpoint::distrust() {
   description_.removal_flushes = false;
+  distrust_fences();
+}
+
+void Endpoint::distrust_fences() {
   description_.quiescence = Quiescence::kCloseEndpoint;
 }
 

@@ -88,6 +88,8 @@ class Endpoint {
   const RailInfo& info() const { return description_; }
   // From here on it behaves as where only closing it proves that no write can still land.
   void distrust();
+  // The same, but removing a peer still flushes what is outstanding to it.
+  void distrust_fences();
   const Libfabric& library() const { return library_; }
   fid_domain* domain() const { return domain_.get(); }
   fid_cq* cq() const { return cq_.get(); }

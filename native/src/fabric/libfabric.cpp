@@ -66,13 +66,26 @@ bool is_true(const char* value) {
   return false;
 }
 
+bool is_zero(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && std::string_view(value) == "0";
+}
+
+// Both are off when nothing is said of them.
+bool tcp_was_told_to_wait() {
+  return std::ranges::none_of(std::array{"FI_TCP_IO_URING", "FI_OFI_RXM_DATA_AUTO_PROGRESS"},
+                              [](const char* name) { return std::getenv(name) != nullptr && !is_zero(name); });
+}
+
 // Returns the remarks on what EFA has there.
 std::vector<std::string> set_environment(const std::map<std::string, std::string>& environment) {
   for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
   // Removing a peer must flush its operations: quiescence rests on it, so nobody may switch it off.
   setenv("FI_AV_REMOVE_CLEANUP", "1", 1);
-  // A proof rests on the provider reading payloads itself, when it is told to (progress_proof.cpp).
+  // A proof rests on the provider reading payloads itself, and only when it is told to (progress_proof.cpp): not by a
+  // ring, nor by a thread of rxm's.
   setenv("FI_TCP_IO_URING", "0", 1);
+  setenv("FI_OFI_RXM_DATA_AUTO_PROGRESS", "0", 1);
   // With the registration cache, writes to a region that was closed succeed on verbs.
   setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
   return efa::prepare_environment();
@@ -151,8 +164,9 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
   if (const Libfabric* library = loaded_libfabric()) return library;
   const bool cleanup_was_set = is_true(std::getenv("FI_AV_REMOVE_CLEANUP"));
   const bool was_loaded = dlopen("libfabric.so.1", RTLD_NOW | RTLD_NOLOAD) != nullptr;
-  const char* shm = std::getenv("FI_EFA_ENABLE_SHM_TRANSFER");
-  const bool shm_was_off = shm != nullptr && std::string_view(shm) == "0";
+  const bool shm_was_off = is_zero("FI_EFA_ENABLE_SHM_TRANSFER");
+  const bool cache_was_off = is_zero("FI_MR_CACHE_MAX_COUNT");
+  const bool tcp_waited = tcp_was_told_to_wait();
   std::vector<std::string> efa_remarks = set_environment(environment);
   std::string tried;
   for (const std::string& place : places_to_look()) {
@@ -165,6 +179,8 @@ const Libfabric* load_libfabric(const std::map<std::string, std::string>& enviro
     } else if (std::unique_ptr<Libfabric> library = bind_symbols(handle, place, text)) {
       library->removal_flushes = cleanup_was_set || !was_loaded;
       library->efa_shm_is_off = shm_was_off || !was_loaded;
+      library->registration_cache_is_off = is_zero("FI_MR_CACHE_MAX_COUNT") && (cache_was_off || !was_loaded);
+      library->tcp_reads_when_told = tcp_waited || !was_loaded;
       library->efa_remarks = std::move(efa_remarks);
       renew_exit_handler();
       loaded.store(library.release(), std::memory_order_release);

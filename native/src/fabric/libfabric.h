@@ -39,6 +39,11 @@ struct Libfabric {
   bool removal_flushes = false;
   // Whether EFA has read that it must not use shm: false when something else had loaded libfabric before us without it.
   bool efa_shm_is_off = false;
+  // Whether verbs has read that it must not cache registrations (FI_MR_CACHE_MAX_COUNT=0), and tcp;ofi_rxm that it must
+  // read from its sockets only when it is told to (FI_TCP_IO_URING, FI_OFI_RXM_DATA_AUTO_PROGRESS): recorded as the
+  // library loads, for what the environment says later means nothing to it.
+  bool registration_cache_is_off = false;
+  bool tcp_reads_when_told = false;
   // What was changed in the environment for EFA, and what is wrong in it, in sentences for the operator.
   std::vector<std::string> efa_remarks;
 

@@ -10,6 +10,9 @@ using Clock = std::chrono::steady_clock;
 
 // Commands and transfers of one rail that have not been settled; past it, BUSY.
 constexpr size_t kPendingMax = 8192;
+// What begins something (writes, registrations, peers) stops here. The rest is kept for what ends something, or frees
+// it: who has filled the table must be able to empty it.
+constexpr size_t kPendingBeginnings = kPendingMax / 8 * 7;
 // A transfer can be cancelled once, and a cancel is not counted as pending; those of transfers that have settled
 // meanwhile may still be in the ring.
 constexpr size_t kCommandRing = 4 * kPendingMax;
@@ -18,6 +21,8 @@ constexpr size_t kCompletionRing = 2 * kPendingMax;
 // Transfer ids are slot + generation * this; TRANSFER_SLOTS of src/fabric/rail.ts is the same number.
 constexpr uint64_t kTransferSlots = 16384;
 constexpr size_t kPeersMax = 4096;
+// Addresses of removed peers that are still in the vector; past it no peer is inserted.
+constexpr size_t kLingeringMax = 1024;
 constexpr size_t kRemotesMax = 65536;
 constexpr size_t kRegionsMax = 65536;
 // Chunks of one rail in flight, whatever the provider would take.
@@ -36,8 +41,14 @@ constexpr auto kConnectingGrace = std::chrono::milliseconds(20);
 // When the address of such a peer is taken out of the vector: by then its attempt to connect has ended, one way or
 // other.
 constexpr auto kLingerTime = std::chrono::seconds(2);
-// How long a proof waits for a peer's answer before it ends the connection.
+// How long a proof waits for a sign of life from a peer before it ends the connection …
 constexpr auto kFenceTimeout = std::chrono::milliseconds(200);
+// … and how long for its answer, however lively it is.
+constexpr auto kFenceTimeoutMax = std::chrono::seconds(2);
+// How long a round of proof takes at most before it gives up.
+constexpr auto kRoundTimeout = std::chrono::seconds(5);
+// The progress thread was held up when it goes round less often than this; it never sleeps so long during a proof.
+constexpr auto kStallMin = std::chrono::milliseconds(20);
 // How long closing waits for the same, before it closes the endpoint over them.
 constexpr auto kCloseTimeout = std::chrono::seconds(1);
 // How long the end of the process waits for all rails together.

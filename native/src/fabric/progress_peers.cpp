@@ -1,21 +1,61 @@
 // The address vector: how peers get into it and, without harm to anybody, out of it again.
 
 #include <algorithm>
+#include <cerrno>
 #include <ranges>
-#include <span>
+#include <string>
 #include <utility>
 
 #include "fabric/progress_thread.h"
 
 namespace fabrickv::fabric {
 
+namespace {
+
+std::string address_of(const Peer& peer) {
+  return {reinterpret_cast<const char*>(peer.address.data()), peer.address_length};
+}
+
+// Whether connect() says that there is no way to the address. rxm hands such an error on, and its connection object is
+// idle again. A post on a connection that is there gives none of them.
+bool is_unreachable(ssize_t result) {
+  switch (-result) {
+    case FI_ENETUNREACH:
+    case FI_EHOSTUNREACH:
+    case FI_ENETDOWN:
+    case FI_EHOSTDOWN:
+    case FI_EADDRNOTAVAIL:
+    case EAFNOSUPPORT:
+    case FI_ECONNREFUSED:
+    case FI_ETIMEDOUT:
+    case FI_EACCES:
+    case FI_EPERM:
+    case FI_EINVAL:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
 void ProgressThread::insert_peer(Peer& peer, int64_t token) {
   peer.removing = false;
   peer.paused = false;
   peer.posted = false;
   peer.fence = Fence::kNone;
+  share_address(peer);
+  if (lingering_.size() >= kLingeringMax && peer.use->lingering == 0) {
+    leave_address(peer);
+    auto error = std::make_unique<Error>();
+    error->code = ErrorCode::kBusy;
+    error->call = "insertPeer";
+    error->text = std::to_string(kLingeringMax) + " peers that were removed may still be connecting";
+    return push(CompletionKind::kPeerInserted, token, &peer, std::move(error));
+  }
   const int inserted = put_into_vector(peer);
   if (inserted != 1) {
+    leave_address(peer);
     // Zero means that the address was refused without a reason.
     const int result = inserted < 0 ? inserted : -FI_EINVAL;
     return push(CompletionKind::kPeerInserted, token, &peer,
@@ -25,21 +65,33 @@ void ProgressThread::insert_peer(Peer& peer, int64_t token) {
   peer.bytes_in_flight = 0;
   enter(peers_, peer);
   bump(shared_.counters.peers);
+  // An address that lingered may be connected by now; it is no longer among those that the round ends.
+  join_round(peer);
   push(CompletionKind::kPeerInserted, token, &peer, nullptr);
+}
+
+void ProgressThread::share_address(Peer& peer) {
+  peer.use = &addresses_[address_of(peer)];
+  peer.use->peers.push_back(&peer);
+}
+
+void ProgressThread::leave_address(Peer& peer) {
+  AddressUse* use = std::exchange(peer.use, nullptr);
+  std::erase(use->peers, &peer);
+  if (use->peers.empty() && use->lingering == 0) addresses_.erase(address_of(peer));
 }
 
 // 1, or what fi_av_insert says. An address that lingers is used again as it is.
 int ProgressThread::put_into_vector(Peer& peer) {
   last_connect_ = now_;
-  const auto lingering = std::ranges::find_if(lingering_, [&](const Lingering& one) {
-    return std::ranges::equal(one.address, std::span(peer.address.data(), peer.address_length));
-  });
   int inserted = 1;
-  if (lingering == lingering_.end()) {
+  if (peer.use->lingering == 0) {
     inserted = fi_av_insert(endpoint_->av(), peer.address.data(), 1, &peer.fi_addr, 0, nullptr);
   } else {
+    const auto lingering = std::ranges::find(lingering_, address_of(peer), &Lingering::address);
     peer.fi_addr = lingering->fi_addr;
     peer.posted = true;
+    peer.use->lingering--;
     lingering_.erase(lingering);
   }
   peer.in_vector = inserted == 1;
@@ -68,7 +120,10 @@ void ProgressThread::begin_removal(Peer& peer, int64_t token) {
 ProgressThread::TakenOut ProgressThread::take_out_of_vector(Peer& peer, int& result) {
   result = 0;
   if (!peer.in_vector) return TakenOut::kYes;
-  if (may_be_connecting(peer) && scheduler_->probe(peer.fi_addr) != 0) return TakenOut::kNotConnected;
+  if (may_be_connecting(peer)) {
+    const TakenOut probed = probe(peer.fi_addr);
+    if (probed != TakenOut::kYes) return probed;
+  }
   // EFA does not count how often an address was inserted: the last one that has it takes it out.
   const bool shared = !endpoint_->info().removal_flushes && std::ranges::any_of(peers_, [&](const Peer* other) {
     return other != &peer && other->in_vector && other->fi_addr == peer.fi_addr;
@@ -83,18 +138,40 @@ ProgressThread::TakenOut ProgressThread::take_out_of_vector(Peer& peer, int& res
   return TakenOut::kYes;
 }
 
+// kYes when there is a connection, which the address's removal has to end now.
+ProgressThread::TakenOut ProgressThread::probe(fi_addr_t address) {
+  const ssize_t posted = scheduler_->probe(address);
+  if (posted == 0) return TakenOut::kYes;
+  return posted == -FI_EAGAIN || is_unreachable(posted) ? TakenOut::kNotConnected : TakenOut::kUnknown;
+}
+
 // Whether rxm was ever made to connect to the address. Connections that only the peer makes are safe to remove.
 bool ProgressThread::may_be_connecting(const Peer& peer) const {
   // Once the endpoint is closed there are no connections.
   if (!endpoint_->info().removal_flushes || endpoint_->ep() == nullptr) return false;
-  return lingers(peer.fi_addr) || std::ranges::any_of(peers_, [&](const Peer* other) {
-           return other->posted && std::ranges::equal(std::span(other->address.data(), other->address_length),
-                                                      std::span(peer.address.data(), peer.address_length));
-         });
+  return peer.use->lingering > 0 || std::ranges::any_of(peer.use->peers, &Peer::posted);
 }
 
-bool ProgressThread::lingers(fi_addr_t address) const {
-  return std::ranges::any_of(lingering_, [&](const Lingering& one) { return one.fi_addr == address; });
+void ProgressThread::linger(Peer& peer) {
+  lingering_.push_back({peer.fi_addr, address_of(peer), now_ + kLingerTime});
+  peer.in_vector = false;
+  peer.use->lingering++;
+  // What comes of it is the affair of those that have the same address.
+  for (Peer* other : peer.use->peers) {
+    if (other == &peer || !other->in_vector) continue;
+    other->posted = true;
+    if (other->fence == Fence::kNone) join_round(*other);
+  }
+}
+
+void ProgressThread::stop_lingering(const Lingering& lingering) {
+  const auto found = addresses_.find(lingering.address);
+  found->second.lingering--;
+  if (found->second.peers.empty() && found->second.lingering == 0) addresses_.erase(found);
+}
+
+bool ProgressThread::is_in_use(const Lingering& lingering) const {
+  return std::ranges::any_of(addresses_.at(lingering.address).peers, &Peer::in_vector);
 }
 
 void ProgressThread::check_removals() {
@@ -105,7 +182,8 @@ void ProgressThread::check_removals() {
     TakenOut taken = TakenOut::kYes;
     // On providers other than rxm, removal with operations outstanding drops them without completions (EFA): it waits.
     if (endpoint_->info().removal_flushes || peer.operations_in_flight == 0) taken = take_out_of_vector(peer, result);
-    const bool waits = taken == TakenOut::kNotConnected && now_ - removal.began < kConnectingGrace;
+    const bool lingers = taken == TakenOut::kNotConnected || taken == TakenOut::kUnknown;
+    const bool waits = lingers && now_ - removal.began < kConnectingGrace;
     if (peer.operations_in_flight > 0 || waits) {
       if (!removal.reported && now_ - removal.began >= kRemovalTimeout) {
         removal.reported = true;
@@ -119,12 +197,9 @@ void ProgressThread::check_removals() {
     const Removal done = removal;
     removals_[i] = removals_.back();
     removals_.pop_back();
-    if (taken == TakenOut::kNotConnected) {
-      lingering_.push_back({peer.fi_addr,
-                            {peer.address.begin(), peer.address.begin() + static_cast<ptrdiff_t>(peer.address_length)},
-                            now_ + kLingerTime});
-      peer.in_vector = false;
-    }
+    if (lingers) linger(peer);
+    // The address stays in the vector, its connection open, and nobody would know of it any more.
+    if (taken == TakenOut::kRefused && endpoint_->ep() != nullptr) fail("fi_av_remove", result);
     forget_fence(peer);
     for (size_t k = disconnections_.size(); k > 0; k--) {
       const Disconnection disconnection = disconnections_[k - 1];
@@ -134,6 +209,7 @@ void ProgressThread::check_removals() {
     }
     scheduler_->detach(peer);
     strike(peers_, peer);
+    leave_address(peer);
     drop(shared_.counters.peers);
     if (done.reported) continue;
     std::unique_ptr<Error> error;
@@ -148,14 +224,12 @@ void ProgressThread::remove_lingering() {
   if (lingering_.empty() || now_ < lingering_.front().due) return;
   Lingering lingering = std::move(lingering_.front());
   lingering_.pop_front();
-  const bool in_use = std::ranges::any_of(
-      peers_, [&](const Peer* peer) { return peer->in_vector && peer->fi_addr == lingering.fi_addr; });
-  ssize_t probed = in_use ? -FI_EBUSY : scheduler_->probe(lingering.fi_addr);
+  ssize_t probed = is_in_use(lingering) ? -FI_EBUSY : scheduler_->probe(lingering.fi_addr);
   // The first may have read that the old attempt was turned down; then the second begins one that cannot be answered
   // yet.
   if (probed == -FI_EAGAIN) probed = scheduler_->probe(lingering.fi_addr);
   if (probed == 0 || probed == -FI_EAGAIN) {
-    if (fi_av_remove(endpoint_->av(), &lingering.fi_addr, 1, 0) == 0) return;
+    if (fi_av_remove(endpoint_->av(), &lingering.fi_addr, 1, 0) == 0) return stop_lingering(lingering);
   }
   lingering.due = now_ + kLingerTime;
   lingering_.push_back(std::move(lingering));
@@ -172,22 +246,29 @@ void ProgressThread::on_connection_failed(Peer& peer) {
 void ProgressThread::reconnect_failed_peers() {
   for (Peer* peer : failed_peers_) {
     int result = 0;
-    if (peer->removing || take_out_of_vector(*peer, result) != TakenOut::kYes) continue;
-    put_back(*peer);
+    if (peer->removing) continue;
+    const TakenOut taken = take_out_of_vector(*peer, result);
+    if (taken == TakenOut::kYes) put_back(*peer);
+    if (taken == TakenOut::kRefused) fail("fi_av_remove", result);
   }
   failed_peers_.clear();
 }
 
 // Puts a peer that was taken out of the vector into it again. The errors of what was in flight are still to come: they
-// belong to the connection that is gone.
+// belong to the connection that is gone, and with it went what a round of proof had to wait for.
 void ProgressThread::put_back(Peer& peer) {
   peer.connection++;
   peer.posted = false;
+  peer.fence = Fence::kNone;
   const int inserted = put_into_vector(peer);
   if (inserted == 1) return;
   // Out of memory, most likely. Writes to an address that is not there must not be posted.
-  failure_ = std::make_unique<Error>(
-      make_error(ErrorCode::kTransferFailed, "fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL));
+  fail("fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL);
+}
+
+void ProgressThread::fail(const char* call, int result) {
+  if (failure_ != nullptr) return;
+  failure_ = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, call, result));
 }
 
 void ProgressThread::begin_disconnection(Peer& peer, int64_t token) {

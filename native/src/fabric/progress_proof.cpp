@@ -33,6 +33,7 @@ void ProgressThread::prove(int64_t token) {
       error->call = "prove";
       error->text = "on this provider only closing the rail proves that no write can still land";
       error->provider = shared_.info.provider;
+      error->hint = unprovable_because_;
       return push(CompletionKind::kProved, token, nullptr, std::move(error));
     }
     case Quiescence::kFence:
@@ -50,43 +51,52 @@ bool ProgressThread::advance_proof() {
     return true;
   }
   const size_t before = fenced_.size();
-  may_end_for_credit_ = now_ - round_began_ >= kFenceTimeout;
+  const Clock::duration age = now_ - round_began_;
+  may_end_for_credit_ = age >= kFenceTimeoutMax || (queue_was_empty_ && age >= kFenceTimeout);
   const auto settled = [this](Peer* peer) {
     if (!advance_fence(*peer)) return false;
     peer->fence = Fence::kNone;
     return true;
   };
   std::erase_if(fenced_, settled);
-  if (!fenced_.empty()) return fenced_.size() < before;
-  // What is left of peers that were removed meanwhile.
-  const auto goes = [this](const Removal& removal) { return removal.began <= round_began_ && !removal.reported; };
-  if (std::ranges::any_of(removals_, goes)) return false;
-  end_lingering_connections();
-  end_round();
-  return true;
+  if (fenced_.empty() && end_lingering_connections()) {
+    end_round();
+    return true;
+  }
+  if (failure_ == nullptr && age >= kRoundTimeout) {
+    Error error = make_error(ErrorCode::kBusy, "prove", -FI_ETIMEDOUT);
+    error.text = "libfabric does not say of every peer whether it is connected";
+    fail_round(std::move(error));
+    return true;
+  }
+  return fenced_.size() < before;
 }
 
 void ProgressThread::begin_round() {
   running_proofs_.swap(waiting_proofs_);
   round_began_ = now_;
-  const auto ended = end_inbound_connections(shared_.info.address);
-  if (!ended) {
-    auto error = std::make_unique<Error>(make_error(ErrorCode::kUnprovable, "opendir", -FI_EMFILE));
-    error->hint = "raise the limit of open files (ulimit -n), or mount /proc";
-    for (const int64_t token : running_proofs_) {
-      push(CompletionKind::kProved, token, nullptr, std::make_unique<Error>(*error));
-    }
-    running_proofs_.clear();
-    return;
+  round_++;
+  const Inbound::Ended ended = inbound_->end_all();
+  bump(shared_.counters.connections_ended, ended.connections);
+  if (ended.failed_call != nullptr) {
+    // What was wrong may pass: Inbound::open has seen that it works here.
+    Error error = make_error(ErrorCode::kBusy, ended.failed_call, -ended.error_number);
+    error.hint = "prove again later; if it persists, raise the limit of open files (ulimit -n), or mount /proc";
+    return fail_round(std::move(error));
   }
-  bump(shared_.counters.connections_ended, *ended);
   for (Peer* peer : peers_) {
     // Another peer that had the same address may have been the one that was posted to.
-    peer->posted |= lingers(peer->fi_addr);
-    if (!peer->posted || !peer->in_vector || peer->removing) continue;
-    peer->fence = Fence::kWanted;
-    fenced_.push_back(peer);
+    peer->posted |= peer->use->lingering > 0;
+    join_round(*peer);
   }
+}
+
+// Has the round that is under way, if there is one, wait for a peer that we may have a connection to.
+void ProgressThread::join_round(Peer& peer) {
+  if (running_proofs_.empty() || !peer.posted || !peer.in_vector) return;
+  peer.fence = Fence::kWanted;
+  peer.was_put_off = false;
+  fenced_.push_back(&peer);
 }
 
 void ProgressThread::end_round() {
@@ -95,17 +105,36 @@ void ProgressThread::end_round() {
   bump(shared_.counters.proofs);
 }
 
+void ProgressThread::fail_round(Error error) {
+  for (const int64_t token : running_proofs_) {
+    push(CompletionKind::kProved, token, nullptr, std::make_unique<Error>(error));
+  }
+  running_proofs_.clear();
+  // Answers that are still to come carry the number of this round.
+  for (Peer* peer : fenced_) peer->fence = Fence::kNone;
+  fenced_.clear();
+}
+
+// We went round too late: what the peers have sent meanwhile has not been read.
+void ProgressThread::excuse_stall(Clock::duration stall) {
+  if (running_proofs_.empty()) return;
+  round_began_ += stall;
+  for (Peer* peer : fenced_) peer->patience.excuse(stall);
+}
+
 // True when the peer's connection is proved to be in the middle of nothing.
 bool ProgressThread::advance_fence(Peer& peer) {
-  // Its connection is being ended anyway.
-  if (peer.removing || peer.paused) return true;
+  // Its connection is being ended anyway; where there is none, its address lingers, and is looked at in the end.
+  if (peer.removing) return !peer.in_vector;
+  if (peer.fence == Fence::kWanted && peer.paused) peer.fence = Fence::kEnd;
   if (peer.fence == Fence::kWanted) post_fence(peer);
   // Frozen peers may have all the credits between them, so that no fence can be posted. One of them is ended at a time,
   // and the others try again with what it gives back.
   if (peer.fence == Fence::kWanted && peer.operations_in_flight > 0 && std::exchange(may_end_for_credit_, false)) {
     peer.fence = Fence::kEnd;
   }
-  if (peer.fence == Fence::kPosted && now_ - peer.fence_posted >= kFenceTimeout) peer.fence = Fence::kEnd;
+  if (std::exchange(peer.is_alive, false)) peer.patience.note_life(now_);
+  if (peer.fence == Fence::kPosted && peer.patience.is_over(now_, queue_was_empty_)) peer.fence = Fence::kEnd;
   if (peer.fence == Fence::kEnd) end_connection(peer);
   return peer.fence == Fence::kNone;
 }
@@ -120,22 +149,28 @@ void ProgressThread::post_fence(Peer& peer) {
     peer.fence = Fence::kEnd;
     return;
   }
-  ssize_t result = scheduler_->post_fence(peer, target);
+  ssize_t result = scheduler_->post_fence(peer, target, round_);
   // The first may only have read that the connection is there.
-  if (result == -FI_EAGAIN) result = scheduler_->post_fence(peer, target);
+  if (result == -FI_EAGAIN) result = scheduler_->post_fence(peer, target, round_);
   if (result == -FI_ENOBUFS) return;
-  if (result == -FI_EAGAIN) {
-    // There is no connection. One that comes up later finds the region closed.
-    peer.fence = Fence::kNone;
-    return;
-  }
+  if (result == -FI_EAGAIN) return note_put_off(peer);
+  // Another error says nothing of what can still be read.
   peer.fence = result == 0 ? Fence::kPosted : Fence::kEnd;
-  peer.fence_posted = now_;
+  peer.patience.begin(now_);
+  peer.is_alive = false;
   peer.fence_connection = peer.connection;
 }
 
-void ProgressThread::on_fenced(Peer& peer, uint64_t connection, bool answered) {
-  if (peer.fence != Fence::kPosted || connection != peer.fence_connection) return;
+// There is no connection, if a later iteration finds the same, and then one that comes up afterwards finds the region
+// closed. What is in flight has gone out on a connection, so while there is any, rxm has put the post off for another
+// reason.
+void ProgressThread::note_put_off(Peer& peer) {
+  if (peer.operations_in_flight > 0 || !std::exchange(peer.was_put_off, true)) return;
+  peer.fence = Fence::kNone;
+}
+
+void ProgressThread::on_fenced(Peer& peer, uint64_t connection, uint64_t round, bool answered) {
+  if (peer.fence != Fence::kPosted || connection != peer.fence_connection || round != round_) return;
   // One that failed to be sent says nothing of what can still be read.
   peer.fence = answered ? Fence::kNone : Fence::kEnd;
 }
@@ -143,31 +178,55 @@ void ProgressThread::on_fenced(Peer& peer, uint64_t connection, bool answered) {
 // Takes a peer out of the vector and puts it in again: what is in flight to it fails, and the next write connects
 // again.
 void ProgressThread::end_connection(Peer& peer) {
-  peer.fence = Fence::kNone;
   if (peer.removing) return;
   int result = 0;
   TakenOut taken = take_out_of_vector(peer, result);
   // As in post_fence.
   if (taken == TakenOut::kNotConnected) taken = take_out_of_vector(peer, result);
-  if (taken == TakenOut::kYes) {
-    bump(shared_.counters.peers_disconnected);
-    put_back(peer);
-    return;
-  }
-  if (taken == TakenOut::kRefused) {
-    failure_ = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "fi_av_remove", result));
+  // A round that waits for it tries again until one or the other is certain.
+  if (peer.fence != Fence::kNone) peer.fence = Fence::kEnd;
+  switch (taken) {
+    case TakenOut::kYes:
+      bump(shared_.counters.peers_disconnected);
+      return put_back(peer);
+    case TakenOut::kNotConnected:
+      if (peer.fence == Fence::kEnd) note_put_off(peer);
+      return;
+    case TakenOut::kUnknown:
+      return;
+    case TakenOut::kRefused:
+      return fail("fi_av_remove", result);
   }
 }
 
 // Addresses of peers that are gone, which could not be taken out of the vector because they were not connected then.
-void ProgressThread::end_lingering_connections() {
-  std::erase_if(lingering_, [this](Lingering& lingering) {
-    const bool in_use = std::ranges::any_of(
-        peers_, [&](const Peer* peer) { return peer->in_vector && peer->fi_addr == lingering.fi_addr; });
-    if (in_use) return false;
-    const bool connected = scheduler_->probe(lingering.fi_addr) == 0 || scheduler_->probe(lingering.fi_addr) == 0;
-    return connected && fi_av_remove(endpoint_->av(), &lingering.fi_addr, 1, 0) == 0;
+// True when none of them is connected any more. Those that are in use are their peers' affair.
+bool ProgressThread::end_lingering_connections() {
+  bool proved = true;
+  std::erase_if(lingering_, [&](Lingering& lingering) {
+    if (lingering.proved_round == round_ || is_in_use(lingering)) return false;
+    TakenOut probed = probe(lingering.fi_addr);
+    if (probed == TakenOut::kNotConnected) probed = probe(lingering.fi_addr);
+    if (probed == TakenOut::kNotConnected) {
+      // As with a fence, once is not enough.
+      const bool again = std::exchange(lingering.put_off_round, round_) == round_;
+      if (again) lingering.proved_round = round_;
+      proved &= again;
+      return false;
+    }
+    if (probed == TakenOut::kUnknown) {
+      proved = false;
+      return false;
+    }
+    if (const int result = fi_av_remove(endpoint_->av(), &lingering.fi_addr, 1, 0); result != 0) {
+      fail("fi_av_remove", result);
+      proved = false;
+      return false;
+    }
+    stop_lingering(lingering);
+    return true;
   });
+  return proved;
 }
 
 void ProgressThread::forget_fence(Peer& peer) {

@@ -60,6 +60,10 @@ bool ProgressThread::open() {
     return false;
   }
   if (shared_.options.force_close_endpoint) endpoint_->distrust();
+  if (endpoint_->info().quiescence == Quiescence::kFence) {
+    inbound_ = Inbound::open(endpoint_->info().address, unprovable_because_);
+    if (inbound_ == nullptr) endpoint_->distrust_fences();
+  }
   shared_.info = endpoint_->info();
   shared_.info.chunk_bytes = std::min<size_t>(shared_.options.chunk_bytes, shared_.info.max_message_bytes);
   if (shared_.options.force_local_registration) shared_.info.needs_local_registration = true;
@@ -92,11 +96,13 @@ bool ProgressThread::bind_to_cpu(Error& error) const {
 void ProgressThread::loop() {
   last_activity_ = Clock::now();
   while (!shared_.stop.load(std::memory_order_relaxed) && failure_ == nullptr) {
-    now_ = Clock::now();
+    const Clock::time_point before = std::exchange(now_, Clock::now());
     shared_.counters.heartbeat_ms.store(milliseconds(now_), std::memory_order_relaxed);
+    if (now_ - before >= kStallMin) excuse_stall(now_ - before);
     bool worked = execute_commands();
     worked |= scheduler_->post();
-    worked |= scheduler_->poll(failure_);
+    queue_was_empty_ = !scheduler_->poll(failure_);
+    worked |= !queue_was_empty_;
     reconnect_failed_peers();
     check_disconnections();
     check_removals();

@@ -2,9 +2,12 @@
 
 #include <deque>
 #include <memory>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "fabric/endpoint.h"
+#include "fabric/inbound.h"
 #include "fabric/scheduler.h"
 #include "fabric/shared_state.h"
 
@@ -46,6 +49,8 @@ class ProgressThread final : public Scheduler::Listener {
     kYes,
     // There is no connection, or not yet.
     kNotConnected,
+    // libfabric does not say whether there is one.
+    kUnknown,
     // libfabric refuses.
     kRefused,
   };
@@ -58,8 +63,12 @@ class ProgressThread final : public Scheduler::Listener {
   // An address that could not be taken out of the vector when its peer went.
   struct Lingering {
     fi_addr_t fi_addr;
-    std::vector<uint8_t> address;
+    // Names its AddressUse.
+    std::string address;
     Clock::time_point due;
+    // The rounds of proof in which it was found without a connection, once and again in a later iteration.
+    uint64_t put_off_round = 0;
+    uint64_t proved_round = 0;
   };
 
   bool open();
@@ -76,24 +85,35 @@ class ProgressThread final : public Scheduler::Listener {
   bool may_be_connecting(const Peer& peer) const;
   int put_into_vector(Peer& peer);
   void put_back(Peer& peer);
-  bool lingers(fi_addr_t address) const;
+  void share_address(Peer& peer);
+  void leave_address(Peer& peer);
+  void linger(Peer& peer);
+  // The lingering address is gone from the list: what is known of its use is, too, if nobody else has it.
+  void stop_lingering(const Lingering& lingering);
+  bool is_in_use(const Lingering& lingering) const;
+  TakenOut probe(fi_addr_t address);
+  void fail(const char* call, int result);
   void begin_disconnection(Peer& peer, int64_t token);
   void check_disconnections();
   void end_disconnection(const Disconnection& disconnection, std::unique_ptr<Error> error);
   void remove_lingering();
   void on_settled(Transfer& transfer) override;
   void on_connection_failed(Peer& peer) override;
-  void on_fenced(Peer& peer, uint64_t connection, bool answered) override;
+  void on_fenced(Peer& peer, uint64_t connection, uint64_t round, bool answered) override;
   void reconnect_failed_peers();
 
   void prove(int64_t token);
   bool advance_proof();
   void begin_round();
   void end_round();
+  void fail_round(Error error);
+  void join_round(Peer& peer);
+  void excuse_stall(Clock::duration stall);
   bool advance_fence(Peer& peer);
   void post_fence(Peer& peer);
+  void note_put_off(Peer& peer);
   void end_connection(Peer& peer);
-  void end_lingering_connections();
+  bool end_lingering_connections();
   void forget_fence(Peer& peer);
   void abandon_proofs();
 
@@ -116,17 +136,27 @@ class ProgressThread final : public Scheduler::Listener {
   SharedState& shared_;
   std::unique_ptr<Endpoint> endpoint_;
   std::unique_ptr<Scheduler> scheduler_;
+  // Where the rail is proved by fences.
+  std::unique_ptr<Inbound> inbound_;
+  // What stands in the way of fences, where they would do otherwise.
+  std::string unprovable_because_;
   std::vector<Removal> removals_;
   std::vector<Disconnection> disconnections_;
   // Calls of prove() that wait for the next round, and those that the one under way answers.
   std::vector<int64_t> waiting_proofs_;
   std::vector<int64_t> running_proofs_;
   Clock::time_point round_began_{};
+  // Counts the rounds.
+  uint64_t round_ = 0;
   bool may_end_for_credit_ = false;
+  // Whether the queue had nothing to be read in this iteration.
+  bool queue_was_empty_ = false;
   // The peers of the round that have not settled.
   std::vector<Peer*> fenced_;
   // In the order in which they are due.
   std::deque<Lingering> lingering_;
+  // By address, in bytes. Peers and lingering addresses keep their entry alive.
+  std::unordered_map<std::string, AddressUse> addresses_;
   // What is open, so that closing finds it; each element knows its index.
   std::vector<Peer*> peers_;
   std::vector<Region*> regions_;

@@ -55,7 +55,9 @@ Clock::duration ProgressThread::spin_time() const {
 }
 
 Clock::duration ProgressThread::sleep_limit(Clock::time_point now) const {
-  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled() || !removals_.empty() || !disconnections_.empty() ||
+  // A removal that was reported waits for what may never come back.
+  const bool removes = std::ranges::any_of(removals_, [](const Removal& removal) { return !removal.reported; });
+  if (endpoint_->wait_fd() < 0 || scheduler_->has_stalled() || removes || !disconnections_.empty() ||
       !running_proofs_.empty()) {
     return kConnectingSleepMax;
   }

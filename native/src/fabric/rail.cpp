@@ -96,14 +96,14 @@ Rail::~Rail() {
   }
 }
 
-bool Rail::may_start(const char* call, Error& error) const {
+bool Rail::may_start(const char* call, size_t pending_max, Error& error) const {
   if (closing_ || failed_ || closed_) {
     refuse(error, ErrorCode::kRailClosed, call, failed_ ? "the rail has failed" : "the rail is closed");
     return false;
   }
   // The ring has room for all that can be pending, but cancels of what has settled meanwhile may still be in it.
-  if (pending_ >= kPendingMax || !shared_->commands.has_room()) {
-    refuse(error, ErrorCode::kBusy, call, std::to_string(kPendingMax) + " commands and transfers are pending");
+  if (pending_ >= pending_max || !shared_->commands.has_room()) {
+    refuse(error, ErrorCode::kBusy, call, std::to_string(pending_max) + " commands and transfers are pending");
     return false;
   }
   return true;
@@ -146,7 +146,7 @@ void Rail::notify() const {
 
 Rail::Token Rail::register_region(std::shared_ptr<memory::Mapping> mapping, uint64_t offset, uint64_t length,
                                   bool remote_write, Error& error) {
-  if (!may_start("register", error)) return {};
+  if (!may_begin("register", error)) return {};
   if (length == 0 || length > kRegionBytesMax || !mapping->contains(offset, length)) {
     invalid(error, "register",
             "bytes " + std::to_string(offset) + " + " + std::to_string(length) +
@@ -168,7 +168,7 @@ Rail::Token Rail::register_region(std::shared_ptr<memory::Mapping> mapping, uint
 }
 
 Rail::Token Rail::deregister_region(uint64_t id, Error& error) {
-  if (!may_start("deregister", error)) return {};
+  if (!may_end("deregister", error)) return {};
   const size_t slot = id % kRegionsMax;
   if (slot >= shared_->regions.size() || !shared_->regions[slot].live || shared_->regions[slot].id != id) {
     invalid(error, "deregister", "region " + std::to_string(id) + " is not registered");
@@ -176,12 +176,12 @@ Rail::Token Rail::deregister_region(uint64_t id, Error& error) {
   }
   Region& region = shared_->regions[slot];
   region.live = false;
-  if (!region.remote_write) local_regions_.erase({region.mapping->serial(), region.offset});
+  if (!region.remote_write) local_regions_.erase(region);
   return send(CommandKind::kDeregister, &region);
 }
 
 Rail::Token Rail::insert_peer(std::span<const uint8_t> address, Error& error) {
-  if (!may_start("insertPeer", error)) return {};
+  if (!may_begin("insertPeer", error)) return {};
   if (address.size() != shared_->info.address.size()) {
     invalid(error, "insertPeer",
             "an address of " + std::to_string(address.size()) + " bytes; this rail's " + shared_->info.address_format +
@@ -220,7 +220,7 @@ Peer* Rail::find_peer(uint64_t id) {
 }
 
 Rail::Token Rail::remove_peer(uint64_t id, Error& error) {
-  if (!may_start("removePeer", error)) return {};
+  if (!may_end("removePeer", error)) return {};
   Peer* peer = find_peer(id);
   if (peer == nullptr) {
     invalid(error, "removePeer", "peer " + std::to_string(id) + " is not there");
@@ -232,7 +232,7 @@ Rail::Token Rail::remove_peer(uint64_t id, Error& error) {
 }
 
 Rail::Token Rail::disconnect_peer(uint64_t id, Error& error) {
-  if (!may_start("disconnectPeer", error)) return {};
+  if (!may_end("disconnectPeer", error)) return {};
   Peer* peer = find_peer(id);
   if (peer == nullptr) {
     invalid(error, "disconnectPeer", "peer " + std::to_string(id) + " is not there");
@@ -242,7 +242,7 @@ Rail::Token Rail::disconnect_peer(uint64_t id, Error& error) {
 }
 
 Rail::Token Rail::prove(Error& error) {
-  if (!may_start("prove", error)) return {};
+  if (!may_end("prove", error)) return {};
   return send(CommandKind::kProve, nullptr);
 }
 

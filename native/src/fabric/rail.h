@@ -2,7 +2,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "fabric/local_regions.h"
 #include "fabric/shared_state.h"
 
 namespace fabrickv::fabric {
@@ -113,7 +113,10 @@ class Rail {
 
   explicit Rail(std::shared_ptr<SharedState> shared) : shared_(std::move(shared)) {}
 
-  bool may_start(const char* call, Error& error) const;
+  // May something be begun; may something be ended.
+  bool may_begin(const char* call, Error& error) const { return may_start(call, kPendingBeginnings, error); }
+  bool may_end(const char* call, Error& error) const { return may_start(call, kPendingMax, error); }
+  bool may_start(const char* call, size_t pending_max, Error& error) const;
   int64_t send(CommandKind kind, void* object);
   void notify() const;
   void strike_remote(uint32_t slot);
@@ -143,8 +146,8 @@ class Rail {
   std::vector<uint32_t> free_remotes_;
   std::vector<uint32_t> free_transfers_;
   std::vector<Remote> remotes_;
-  // Registered sources by mapping and offset, where the provider needs them.
-  std::map<std::pair<uint64_t, uint64_t>, Region*> local_regions_;
+  // Where the provider needs them.
+  LocalRegions local_regions_;
   // Commands that the progress thread never took, to be answered by drain().
   std::vector<Completion> leftovers_;
 };

@@ -51,7 +51,7 @@ void Rail::give_back(Transfer& transfer) {
 }
 
 std::optional<uint64_t> Rail::write(uint64_t peer_id, std::span<const WritePiece> pieces, Error& error) {
-  if (!may_start("write", error)) return {};
+  if (!may_begin("write", error)) return {};
   Peer* peer = find_peer(peer_id);
   if (peer == nullptr) {
     invalid(error, "peer " + std::to_string(peer_id) + " is not there");
@@ -71,7 +71,7 @@ std::optional<uint64_t> Rail::write(uint64_t peer_id, std::span<const WritePiece
 }
 
 std::optional<uint64_t> Rail::ping(uint64_t peer_id, uint64_t remote_id, Error& error) {
-  if (!may_start("pingPeer", error)) return {};
+  if (!may_begin("pingPeer", error)) return {};
   Peer* peer = find_peer(peer_id);
   const Remote* remote = find_remote(remote_id);
   if (peer == nullptr || remote == nullptr || remote->peer_slot != peer_id % kPeersMax) {
@@ -128,9 +128,8 @@ bool Rail::add_piece(Transfer& transfer, uint32_t peer_slot, const WritePiece& p
 bool Rail::add_registered(Transfer& transfer, const WritePiece& piece, const Remote& remote, Error& error) {
   for (uint64_t done = 0; done < piece.length;) {
     const uint64_t offset = piece.local_offset + done;
-    auto found = local_regions_.upper_bound({piece.mapping->serial(), offset});
-    Region* region = found == local_regions_.begin() ? nullptr : std::prev(found)->second;
-    if (region == nullptr || region->mapping != piece.mapping || offset - region->offset >= region->length) {
+    Region* region = local_regions_.find(*piece.mapping, offset);
+    if (region == nullptr) {
       invalid(error,
               span_text(offset, piece.length - done) + " are not registered for local use, which this provider needs");
       return false;
@@ -221,7 +220,7 @@ Outcome Rail::settle(Completion completion) {
       outcome.remote_address = region.remote_address;
       outcome.key = region.key;
       region.live = good;
-      if (good && !region.remote_write) local_regions_[{region.mapping->serial(), region.offset}] = &region;
+      if (good && !region.remote_write) local_regions_.insert(region);
       if (good) break;
       [[fallthrough]];
     }

@@ -174,9 +174,10 @@ ssize_t Scheduler::post_write(const Transfer& transfer, const Segment& segment, 
   return fi_writemsg(endpoint_.ep(), &message, FI_COMPLETION | FI_DELIVERY_COMPLETE);
 }
 
-ssize_t Scheduler::post_fence(Peer& peer, const FenceTarget& target) {
+ssize_t Scheduler::post_fence(Peer& peer, const FenceTarget& target, uint64_t round) {
   if (free_operations_.empty()) return -FI_ENOBUFS;
   Operation& operation = *free_operations_.back();
+  operation.offset = round;
   operation.length = 0;
   const ssize_t result = post_empty(peer.fi_addr, target, operation);
   if (result == 0) enter_flight(operation, peer);
@@ -227,13 +228,14 @@ void Scheduler::complete(Operation& operation, std::unique_ptr<Error> error) {
   peer.bytes_in_flight -= operation.length;
   if (operation.transfer == nullptr) {
     if (error != nullptr) note_failure(peer, operation.connection);
-    listener_.on_fenced(peer, operation.connection, error == nullptr);
+    listener_.on_fenced(peer, operation.connection, operation.offset, error == nullptr);
     enqueue(peer);
     return;
   }
   Transfer& transfer = *std::exchange(operation.transfer, nullptr);
   transfer.chunks_in_flight.fetch_sub(1, std::memory_order_relaxed);
   if (error == nullptr) {
+    peer.is_alive = true;
     bump(shared_.counters.writes_completed);
     bump(shared_.counters.bytes_written, operation.length);
     transfer.bytes_completed.fetch_add(operation.length, std::memory_order_relaxed);

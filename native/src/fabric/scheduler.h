@@ -23,7 +23,7 @@ class Scheduler {
     // connections. Told once per connection.
     virtual void on_connection_failed(Peer& peer) = 0;
     // The peer has answered its fence, or the connection has failed first.
-    virtual void on_fenced(Peer& peer, uint64_t connection, bool answered) = 0;
+    virtual void on_fenced(Peer& peer, uint64_t connection, uint64_t round, bool answered) = 0;
   };
 
   Scheduler(Endpoint& endpoint, SharedState& shared, Listener& listener);
@@ -48,7 +48,7 @@ class Scheduler {
 
   // Posts a write of no bytes whose completion on_fenced() tells: 0, -FI_EAGAIN when there is no connection (in which
   // case one is begun), -FI_ENOBUFS when there is no credit just now, or another negative errno.
-  ssize_t post_fence(Peer& peer, const FenceTarget& target);
+  ssize_t post_fence(Peer& peer, const FenceTarget& target, uint64_t round);
 
   // Takes a peer that is being removed, and has nothing in flight, out of every list.
   void detach(Peer& peer) { IntrusiveList<Peer>::remove(peer); }

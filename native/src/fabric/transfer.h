@@ -9,10 +9,12 @@
 #include "fabric/intrusive_list.h"
 #include "fabric/libfabric.h"
 #include "fabric/limits.h"
+#include "fabric/patience.h"
 #include "memory/mapping.h"
 
 namespace fabrickv::fabric {
 
+struct Peer;
 struct Transfer;
 
 // The objects below are shared by the two threads of a rail without a lock: a field belongs to the owner thread (the JS
@@ -36,6 +38,13 @@ enum class Fence : uint8_t {
   kPosted,
   // The connection has failed, or there is nowhere to post to: it has to be ended.
   kEnd,
+};
+
+// Who shares an address. libfabric has one connection per address, whoever of them it was made for.
+struct AddressUse {
+  std::vector<Peer*> peers;
+  // How many times the address lingers in the vector without a peer.
+  size_t lingering = 0;
 };
 
 // A peer in the address vector.
@@ -66,9 +75,14 @@ struct Peer : IntrusiveList<Peer>::Hook {
   // While its connection is being ended: nothing is posted.
   bool paused = false;
   Fence fence = Fence::kNone;
-  // Peer::connection when its fence was posted, and when that was.
+  // Peer::connection when its fence was posted.
   uint64_t fence_connection = 0;
-  Clock::time_point fence_posted{};
+  Patience patience;
+  // Whether a write to it has completed since it was last looked at.
+  bool is_alive = false;
+  // Whether an earlier look in this round has found no connection.
+  bool was_put_off = false;
+  AddressUse* use = nullptr;
   // Counts the connections that were closed after an error, so that the rest of their errors closes no later one.
   uint64_t connection = 0;
   uint32_t operations_in_flight = 0;
@@ -155,7 +169,7 @@ struct Operation {
   Peer* peer = nullptr;
   // Null for a fence.
   Transfer* transfer = nullptr;
-  // Where in the transfer it begins.
+  // Where in the transfer it begins; of a fence, the number of its round.
   uint64_t offset = 0;
   uint64_t length = 0;
   // Peer::connection when it was posted.

@@ -4,6 +4,7 @@ import {
   type LocalRegion,
   type Rail,
   type RailInfo,
+  type RailStats,
   type WriteOptions,
 } from '../../../src/fabric/index.js';
 
@@ -93,6 +94,10 @@ export class ClientRail {
 
   forgetRemote(id: number): void {
     this.remotes.delete(id);
+  }
+
+  stats(): Pick<RailStats, 'bytesWritten'> {
+    return { bytesWritten: 0 };
   }
 
   bytesCompleted(): number {

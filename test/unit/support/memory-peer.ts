@@ -39,10 +39,21 @@ export class MemoryPeer {
   readonly writes: MemoryWrite[] = [];
   /** Thrown by the next write that is begun. */
   broken: Error | undefined;
+  /** Whether a rail's table has room for its regions. */
+  reachable = true;
+  pings = 0;
 
   /** The double as the peer that the code under test takes. */
   get peer(): Peer {
     return this as unknown as Peer;
+  }
+
+  reaches(): boolean {
+    return this.reachable;
+  }
+
+  ping(): void {
+    this.pings += 1;
   }
 
   beginWrite(options: PeerWriteOptions): MemoryWrite {

@@ -1,4 +1,12 @@
-import { FabricError, type Rail, type RailInfo, remoteAddress, remoteKey } from '../../../src/fabric/index.js';
+import {
+  FabricError,
+  type FabricErrorDetails,
+  type Rail,
+  type RailInfo,
+  type RailStats,
+  remoteAddress,
+  remoteKey,
+} from '../../../src/fabric/index.js';
 
 /** A write that was posted and has not come back. */
 export interface PendingWrite {
@@ -37,6 +45,10 @@ export class MemoryRail {
   readonly log: string[] = [];
   /** Names of commands that fail from now on. */
   readonly failing = new Set<string>();
+  /** And those that fail in another way than `TRANSFER_FAILED`. */
+  readonly refusals = new Map<string, Pick<FabricErrorDetails, 'code' | 'errno'>>();
+  /** The most remote regions that the table holds. */
+  remotesMax = Number.POSITIVE_INFINITY;
   readonly writes: PendingWrite[] = [];
   readonly cancelled: number[] = [];
   /** Peers that were pinged. */
@@ -48,6 +60,8 @@ export class MemoryRail {
   /** What was deregistered, and no proof that was asked for since has come. */
   readonly unproven = new Set<MappedRange>();
   readonly remotes = new Map<number, { readonly peer: number; readonly key: bigint }>();
+  /** What {@link stats} tells beside what there is. */
+  counted: Partial<RailStats> = {};
   private readonly queue: Command[] = [];
   private ids = 0;
 
@@ -125,6 +139,11 @@ export class MemoryRail {
     return 0;
   }
 
+  stats(): RailStats {
+    const { peers, regions } = this;
+    return { ...this.counted, peers: peers.size, regionsOpen: regions.size } as RailStats;
+  }
+
   close(): Promise<void> {
     this.log.push('close');
     this.state = 'closed';
@@ -137,7 +156,8 @@ export class MemoryRail {
 
   defineRemote({ peer, key }: { readonly peer: number; readonly key: bigint }): number {
     if (!this.peers.has(peer)) throw new Error(`peer ${peer} is not there`);
-    if (this.failing.has('defineRemote')) throw fabricError('defineRemote', 'BUSY');
+    if (this.failing.has('defineRemote') || this.remotes.size >= this.remotesMax)
+      throw fabricError('defineRemote', 'BUSY');
     const id = ++this.ids;
     this.remotes.set(id, { peer, key });
     return id;
@@ -180,7 +200,10 @@ export class MemoryRail {
     this.log.push(name);
     return new Promise((resolve, reject) => {
       const settle = (): void => {
+        const refusal = this.refusals.get(name);
         if (this.state !== 'open') reject(fabricError(name, 'RAIL_CLOSED'));
+        else if (refusal !== undefined)
+          reject(new FabricError({ call: name, text: 'as the test wants it', ...refusal }));
         else if (this.failing.has(name)) reject(fabricError(name, 'TRANSFER_FAILED'));
         else resolve(work());
       };
