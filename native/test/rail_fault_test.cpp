@@ -147,6 +147,52 @@ TEST(a_frozen_peer_is_cancelled_and_removed_without_its_help) {
   CHECK_EQUAL(target.crc(0, 256 * kMiB), memory::crc32c(writer.source->base(), 256 * kMiB, 0));
 }
 
+TEST(addresses_of_removed_peers_are_bounded_and_go) {
+  if (place().is_verbs || place().source_address != "127.0.0.1") SKIP("it needs many addresses where nobody listens");
+  Driver driver;
+  fabric::Rail& rail = driver.rail();
+  uint16_t next = 0;
+  const auto insert = [&] {
+    // A sockaddr_in: port 1 on an address of its own.
+    std::vector<uint8_t> address = driver.info().address;
+    next++;
+    address[2] = 0;
+    address[3] = 1;
+    address[5] = static_cast<uint8_t>(100 + (next >> 8));
+    address[6] = static_cast<uint8_t>(next);
+    fabric::Error error;
+    return driver.wait(rail.insert_peer(address, error).value());
+  };
+  fabric::Error error;
+  bool busy = false;
+  while (!busy) {
+    CHECK(next < 4 * fabric::kLingeringMax);
+    std::vector<int64_t> removals;
+    std::vector<uint64_t> pings;
+    std::vector<uint64_t> peers;
+    for (int i = 0; i < 100 && !busy; i++) {
+      const auto inserted = insert();
+      busy = inserted.error != nullptr;
+      if (busy) {
+        CHECK_EQUAL(inserted.error->code, ErrorCode::kBusy);
+        break;
+      }
+      peers.push_back(inserted.id);
+      const uint64_t remote = driver.add_remote(inserted.id, 0, 0, 1);
+      pings.push_back(rail.ping(inserted.id, remote, error).value());
+    }
+    usleep(2'000);
+    for (const uint64_t peer : peers) removals.push_back(rail.remove_peer(peer, error).value());
+    for (const int64_t removal : removals) CHECK(driver.wait(removal).error == nullptr);
+    for (const uint64_t ping : pings) CHECK(driver.wait_transfer(ping) != nullptr);
+  }
+  wait_until([&] {
+    usleep(100'000);
+    return insert().error == nullptr;
+  });
+  CHECK_EQUAL(rail.counters().peers.load(), 1u);
+}
+
 TEST(a_frozen_process_is_written_by_its_device_and_removed_without_its_help) {
   if (!place().is_verbs) SKIP("on tcp the process itself receives");
   PeerProcess target(place().scaled(256 * kMiB));

@@ -6,9 +6,7 @@ import { FabricKvError } from '../protocol/errors.js';
 import type { UserRegion } from './region.js';
 
 /** The bytes of a PUT. They must not change until it has settled. Blocks follow one another. */
-export type PutSource =
-  | BytesSource
-  | { readonly kind: 'region'; readonly region: UserRegion; readonly length: number };
+export type PutSource = BytesSource | { readonly kind: 'region'; readonly region: UserRegion; readonly length: number };
 
 /** What is in plain memory. */
 export type BytesSource =

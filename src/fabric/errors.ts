@@ -12,7 +12,8 @@ import { getSystemErrorName } from 'node:util';
  * - `CANCELLED`: the transfer was cancelled, or its peer was removed.
  * - `RAIL_CLOSED`: the rail was closed, is closing, or has failed.
  * - `UNPROVABLE`: nothing but closing the rail proves here that no write can still land (`Rail.prove`).
- * - `BUSY`: a bounded table or ring is full; `call` names it. Nothing was done, and it may be tried again.
+ * - `BUSY`: a bounded table or ring is full, or the system out of something; `call` names it. Nothing was achieved, and it
+ *   may be tried again.
  * - `INVALID_ARGUMENT`: out of bounds, an id that is not (or no longer) known, a malformed address.
  */
 export type FabricErrorCode =

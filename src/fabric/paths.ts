@@ -76,6 +76,8 @@ export interface PeerPathsOptions {
   readonly probeRegion: (path: PeerPath) => RemoteRegionId | undefined;
   /** Called when a path is taken out, with the reason, and when it is back. */
   readonly onChange?: (path: PeerPath, reason: FabricError | undefined) => void;
+  /** Called when not even the connection of a path could be ended: what is in flight there stays until its rail is closed. */
+  readonly onStuck?: (path: PeerPath, error: FabricError) => void;
   /** How long a path may be without progress; milliseconds, 1,000 by default. */
   readonly stallMs?: number;
 }
@@ -171,13 +173,21 @@ export class PeerPaths {
         path.railBytesAtProgress = railBytes;
         // Of some writes nothing may have been posted yet: those are no business of the connection's.
         for (const traffic of path.traffic) traffic.cut();
-        // What is in flight comes back with an error. A rail that cannot do even that is closed by its owner.
-        path.rail.disconnectPeer(path.peer).catch(() => undefined);
+        // What is in flight comes back with an error.
+        this.#disconnect(path);
       }
     }
     if (busy) return;
     clearInterval(this.#watch);
     this.#watch = undefined;
+  }
+
+  #disconnect(path: PeerPath): void {
+    path.rail.disconnectPeer(path.peer).catch((error: unknown) => {
+      if (!(error instanceof FabricError)) throw error;
+      // A rail that is full is asked again at the next look, and one that is closed has ended everything.
+      if (error.code === 'TRANSFER_FAILED') this.#options.onStuck?.(path, error);
+    });
   }
 
   #probeAfter(path: PeerPath, delayMs: number): void {
@@ -192,7 +202,7 @@ export class PeerPaths {
     let ping: TransferId | undefined;
     const patience = setTimeout(() => {
       if (ping !== undefined) path.rail.cancel(ping);
-      path.rail.disconnectPeer(path.peer).catch(() => undefined);
+      this.#disconnect(path);
     }, this.#stallMs).unref();
     const onDone = (error?: FabricError): void => {
       clearTimeout(patience);

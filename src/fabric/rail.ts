@@ -69,8 +69,9 @@ export async function openRail(options: OpenRailOptions): Promise<Rail> {
 
 /**
  * One NIC's endpoint and the thread that drives it. All methods belong to the JS thread; the work is done on the progress
- * thread, and results come back in batches. At most 16,384 writes and commands are pending at once, after which calls
- * fail with `BUSY`. A rail that is forgotten stays open until the process or worker ends: close it.
+ * thread, and results come back in batches. At most 8,192 calls are pending at once, 7,168 of them writes and
+ * others that begin something: past it they fail with `BUSY`, while {@link Rail.deregister}, {@link Rail.removePeer},
+ * {@link Rail.disconnectPeer} and {@link Rail.prove} still have room. A rail that is forgotten stays open until the process or worker ends: close it.
  */
 export class Rail {
   readonly info: RailInfo;
@@ -193,11 +194,12 @@ export class Rail {
    * Resolves when no write that anybody had begun into a region whose {@link deregister} had resolved before this call
    * can still land. Where {@link RailInfo.quiescence} is `fence`: every inbound connection is ended (its writer's
    * operations fail, and it connects again), every peer that we have written to must answer a write of no bytes within
-   * 200 ms, and is disconnected otherwise; honest peers that we connected to notice nothing. It takes a round trip, and
+   * 200 ms (2 s, while writes to it complete), and is disconnected otherwise; honest peers that we connected to notice
+   * nothing. It takes a round trip, and
    * calls that are made meanwhile share the next round. Where it is `close-region` it resolves at once.
    *
    * @throws FabricError `UNPROVABLE` where it is `close-endpoint`; `RAIL_CLOSED` when the rail closes first: then its
-   * close is the proof; `BUSY`.
+   * close is the proof; `BUSY` when a connection or the process's files were out of reach just now: it may be tried again.
    */
   async prove(): Promise<void> {
     await this.#command(nativeAddon().railProve(this.#handle));

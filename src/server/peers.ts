@@ -180,6 +180,12 @@ export class Peer {
         }
         return undefined;
       },
+      onStuck: (path, error) =>
+        this.report(
+          error,
+          'Writes to a client do not come back',
+          this.links.find(({ rail }) => rail === path.rail),
+        ),
       onChange: (path, reason) => {
         const fields = { err: reason, rail: path.index, provider: path.rail.info.provider };
         if (reason === undefined) logger.info(fields, 'A path to a client is back');

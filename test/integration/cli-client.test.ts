@@ -165,6 +165,27 @@ describe('kv-client', () => {
     assert.equal((JSON.parse(json.stderr) as { bytes: number }).bytes, value.length);
   });
 
+  it('waits for a slow pipe beyond --timeout, and stores all of a file that says it has no length', async () => {
+    const half = 'head -c 100000 /dev/zero';
+    const pipe = `(${half}; sleep 2.5; ${half}) | "$0" --server-addr "$1" --timeout 1s put slow -`;
+    await using put = new Child('/bin/sh', { args: ['-c', pipe, BIN['kv-client'], server.addr] });
+    const ended = await put.waitForEnd(30_000);
+    assert.equal(ended.code, 0, ended.stderr);
+    assert.match(ended.stdout.toString(), /^stored slow: 200000 bytes/);
+
+    const cpus = object(await client('put', 'cpus', '--file', '/proc/cpuinfo', '--json'));
+    assert.ok(Number(cpus['bytes']) > 0, JSON.stringify(cpus));
+    await client('delete', 'slow');
+    await client('delete', 'cpus');
+  });
+
+  it('says that it is the input that fails, and ends with 2', async () => {
+    // Nothing is at its beginning.
+    const run = await client('put', 'key', '--file', '/proc/self/mem');
+    assert.equal(run.code, 2, run.stderr);
+    assert.match(run.stderr, /^kv-client: ERR_FABRICKV_FILE: cannot read the file: EIO/);
+  });
+
   it('ends quietly when the reader of its output has had enough', async () => {
     assert.equal((await clientWith(randomBytes(8 * MIB), 'put', 'epipe', '-')).code, 0);
     const script = '"$0" "$1" --server-addr "$2" get epipe | head -c 5 | wc -c; echo "$PIPESTATUS"';

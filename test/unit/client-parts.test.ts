@@ -77,7 +77,10 @@ describe('deadlines', () => {
     assert.equal(deadlines.size, 3);
     // How late they are is up to the machine: those that one late turn finds pass together.
     await waitFor(() => deadlines.size === 0, { what: 'the last deadline' });
-    assert.deepEqual([passed[0], passed[2], passed[4]].sort(), [20, 50, 80]);
+    assert.deepEqual(
+      [passed[0], passed[2], passed[4]].sort((a = 0, b = 0) => a - b),
+      [20, 50, 80],
+    );
     for (let index = 0; index < 6; index += 2) {
       const lateMs = (passed[index + 1] ?? 0) - (passed[index] ?? 0);
       assert.ok(lateMs >= 0, `${lateMs} ms late`);

@@ -23,6 +23,8 @@ constexpr uint64_t kTransferSlots = 16384;
 constexpr size_t kPeersMax = 4096;
 // Addresses of removed peers that are still in the vector; past it no peer is inserted.
 constexpr size_t kLingeringMax = 1024;
+// How many of them are taken out at a time: each may take a socket.
+constexpr int kLingeringBatch = 64;
 constexpr size_t kRemotesMax = 65536;
 constexpr size_t kRegionsMax = 65536;
 // Chunks of one rail in flight, whatever the provider would take.

@@ -46,7 +46,8 @@ class LocalRegions {
     if (from == entries_.end()) return;
     const uint64_t mapping = std::get<0>(from->first);
     Region* widest = nullptr;
-    if (from != entries_.begin() && std::get<0>(std::prev(from)->first) == mapping) widest = std::prev(from)->second.widest;
+    if (from != entries_.begin() && std::get<0>(std::prev(from)->first) == mapping)
+      widest = std::prev(from)->second.widest;
     for (; from != entries_.end() && std::get<0>(from->first) == mapping; ++from) {
       Entry& entry = from->second;
       if (widest == nullptr || end_of(*entry.region) > end_of(*widest)) widest = entry.region;

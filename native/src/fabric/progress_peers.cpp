@@ -218,10 +218,15 @@ void ProgressThread::check_removals() {
   }
 }
 
+void ProgressThread::remove_lingering() {
+  for (int i = 0; i < kLingeringBatch && !lingering_.empty() && now_ >= lingering_.front().due; i++) {
+    remove_first_lingering();
+  }
+}
+
 // By now an attempt to connect has ended or hangs in the network, so the post below either finds a connection or begins
 // a new attempt; both can be removed.
-void ProgressThread::remove_lingering() {
-  if (lingering_.empty() || now_ < lingering_.front().due) return;
+void ProgressThread::remove_first_lingering() {
   Lingering lingering = std::move(lingering_.front());
   lingering_.pop_front();
   ssize_t probed = is_in_use(lingering) ? -FI_EBUSY : scheduler_->probe(lingering.fi_addr);

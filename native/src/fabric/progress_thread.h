@@ -97,6 +97,7 @@ class ProgressThread final : public Scheduler::Listener {
   void check_disconnections();
   void end_disconnection(const Disconnection& disconnection, std::unique_ptr<Error> error);
   void remove_lingering();
+  void remove_first_lingering();
   void on_settled(Transfer& transfer) override;
   void on_connection_failed(Peer& peer) override;
   void on_fenced(Peer& peer, uint64_t connection, uint64_t round, bool answered) override;
