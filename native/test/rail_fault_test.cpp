@@ -152,6 +152,7 @@ TEST(addresses_of_removed_peers_are_bounded_and_go) {
   Driver driver;
   fabric::Rail& rail = driver.rail();
   uint16_t next = 0;
+  fabric::Error error;
   const auto insert = [&] {
     // A sockaddr_in: port 1 on an address of its own.
     std::vector<uint8_t> address = driver.info().address;
@@ -160,35 +161,26 @@ TEST(addresses_of_removed_peers_are_bounded_and_go) {
     address[3] = 1;
     address[5] = static_cast<uint8_t>(100 + (next >> 8));
     address[6] = static_cast<uint8_t>(next);
-    fabric::Error error;
-    return driver.wait(rail.insert_peer(address, error).value());
+    return rail.insert_peer(address, error).value();
   };
-  fabric::Error error;
-  bool busy = false;
-  while (!busy) {
-    CHECK(next < 4 * fabric::kLingeringMax);
-    std::vector<int64_t> removals;
-    std::vector<uint64_t> pings;
-    std::vector<uint64_t> peers;
-    for (int i = 0; i < 100 && !busy; i++) {
-      const auto inserted = insert();
-      busy = inserted.error != nullptr;
-      if (busy) {
-        CHECK_EQUAL(inserted.error->code, ErrorCode::kBusy);
-        break;
-      }
-      peers.push_back(inserted.id);
-      const uint64_t remote = driver.add_remote(inserted.id, 0, 0, 1);
-      pings.push_back(rail.ping(inserted.id, remote, error).value());
-    }
-    usleep(2'000);
-    for (const uint64_t peer : peers) removals.push_back(rail.remove_peer(peer, error).value());
-    for (const int64_t removal : removals) CHECK(driver.wait(removal).error == nullptr);
-    for (const uint64_t ping : pings) CHECK(driver.wait_transfer(ping) != nullptr);
+  std::vector<int64_t> tokens;
+  std::vector<uint64_t> peers;
+  std::vector<uint64_t> pings;
+  for (size_t i = 0; i < fabric::kLingeringMax; i++) tokens.push_back(insert());
+  for (const int64_t token : tokens) peers.push_back(driver.wait(token).id);
+  for (const uint64_t peer : peers) {
+    pings.push_back(rail.ping(peer, driver.add_remote(peer, 0, 0, 1), error).value());
   }
+  tokens.clear();
+  for (const uint64_t peer : peers) tokens.push_back(rail.remove_peer(peer, error).value());
+  for (const int64_t token : tokens) CHECK(driver.wait(token).error == nullptr);
+  for (const uint64_t ping : pings) CHECK(driver.wait_transfer(ping) != nullptr);
+  const auto refused = driver.wait(insert());
+  CHECK(refused.error != nullptr);
+  CHECK_EQUAL(refused.error->code, ErrorCode::kBusy);
   wait_until([&] {
     usleep(100'000);
-    return insert().error == nullptr;
+    return driver.wait(insert()).error == nullptr;
   });
   CHECK_EQUAL(rail.counters().peers.load(), 1u);
 }

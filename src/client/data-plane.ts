@@ -177,7 +177,7 @@ export class DataPlane {
     this.#leaving.set(timer, old);
     // Nothing is written that way while the new address is entered, not to windows that are offered meanwhile either.
     for (const path of this.#paths.all) {
-      if (path.index % this.#options.serverRails.length === rail) path.state = 'gone';
+      if (path.index % this.#options.serverRails.length === rail) this.#paths.drop(path);
     }
     await this.#track(() => this.#insert(rail, address.address));
   }

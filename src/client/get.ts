@@ -4,7 +4,6 @@
 
 import { crc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
-import type { DataPlane } from './data-plane.js';
 import { toClientError } from './fabric-errors.js';
 import { checkBufferLength, GetOperationBase, type SinkTaker } from './get-operation.js';
 import { RANGED_BYTES_MIN, SYNC_BYTES_MAX } from './limits.js';
@@ -13,12 +12,12 @@ import type { CallSettings } from './options.js';
 import { allocateBytes } from './piece.js';
 import { RangedRead } from './ranged-read.js';
 import type { Session } from './session.js';
-import { type LendableSink, makeOwnSink, PoolSink } from './sinks.js';
+import { PoolSink } from './sinks.js';
 import { type KvValue, ReceivedValue, type ValueInfo } from './value.js';
 import { type LendableMemory, mapOwnMemory, PoolMemory } from './value-memory.js';
 
 /** Reads one value. */
-export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
+export class GetOperation extends GetOperationBase<KvValue, PoolSink> {
   #assembled = Buffer.alloc(0);
   /** Of a value that is read in ranges. */
   #ranged: { readonly read: RangedRead; readonly memory: LendableMemory } | undefined;
@@ -38,9 +37,8 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     session: Session,
     known: number | undefined,
     inlineMax: number,
-    taker: SinkTaker<LendableSink>,
+    { take }: SinkTaker<PoolSink>,
   ): () => void {
-    const { take } = taker;
     if (inlineMax === Number.POSITIVE_INFINITY) {
       take(undefined);
       return nothing;
@@ -60,15 +58,10 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
       take(undefined);
       return nothing;
     }
-    let stopOwn = nothing;
-    const stopWaiting = pool.allocate(known, (block) => {
+    return pool.allocate(known, (block) => {
       if (block !== undefined) take(new PoolSink(pool, block, receiveMemory, counters));
-      else this.guard(() => (stopOwn = this.#makeOwn(dataPlane, known, taker)));
+      else this.guard(() => this.#readRanges(known));
     });
-    return () => {
-      stopWaiting();
-      stopOwn();
-    };
   }
 
   protected override sinkTooSmall(session: Session, length: number): void {
@@ -88,9 +81,9 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     this.#endRanges()?.free();
   }
 
-  protected override receivedRdma(info: ValueInfo, sink: LendableSink): void {
+  protected override receivedRdma(info: ValueInfo, sink: PoolSink): void {
     if (!sink.canLend(info.length)) {
-      void this.guardAsync(() => this.#copyOut(info, sink));
+      void this.guardAsync(() => this.#copyOut(info, sink, this.call.verify));
     } else if (this.call.verify && info.length > SYNC_BYTES_MAX) {
       void this.guardAsync(() => this.#verifyThenLend(info, sink));
     } else {
@@ -121,7 +114,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     this.#done(new ReceivedValue(this.#assembled, info));
   }
 
-  /** Reads a large value in ranges, over as many sessions as it takes, into memory for all of it. */
+  /** Reads a value that is large, or that the pool has no room for, in ranges, over as many sessions as it takes, into memory for all of it. */
   #readRanges(length: number): void {
     checkBufferLength(length);
     this.leaveSession();
@@ -201,7 +194,6 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
   }
 
   async #receivedRanges(info: ValueInfo): Promise<void> {
-    const { core } = this;
     const memory = this.#endRanges();
     if (memory === undefined) throw new FabricKvError('ERR_FABRICKV_INTERNAL', 'a value without memory');
     const { length } = info;
@@ -211,55 +203,32 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
       this.#done(new ReceivedValue(lent.bytes, info, lent.release));
       return;
     }
-    let bytes: Buffer;
-    try {
-      if (length <= SYNC_BYTES_MAX)
-        bytes = length === 0 ? Buffer.alloc(0) : memory.mapping.readSync(memory.mappingOffset, length);
-      else {
-        bytes = allocateBytes(length);
-        await memory.mapping.copyOut({ offset: memory.mappingOffset, target: bytes });
-      }
-    } finally {
-      memory.free();
-    }
-    core.counters.bytesCopied += length;
-    core.counters.resultsCopied += 1;
-    this.#done(new ReceivedValue(bytes, info));
+    await this.#copyOut(info, memory, false);
   }
 
-  #makeOwn(dataPlane: DataPlane, length: number, { take, refuse }: SinkTaker<LendableSink>): () => void {
-    return makeOwnSink({
-      length,
-      dataPlane,
-      counters: this.core.counters,
-      gate: this.core.ownMemoryGate,
-      onSink: take,
-      onError: refuse,
-    });
-  }
-
-  async #copyOut(info: ValueInfo, sink: LendableSink): Promise<void> {
+  /** Copies a value out of the memory that it was received in, which is given back. */
+  async #copyOut(info: ValueInfo, from: PoolSink | LendableMemory, verify: boolean): Promise<void> {
     const { length } = info;
-    const { mapping, mappingOffset: offset } = sink;
+    const { mapping, mappingOffset: offset } = from;
     let bytes: Buffer;
     try {
       if (length <= SYNC_BYTES_MAX) {
-        bytes = mapping.readSync(offset, length);
-        if (this.call.verify) this.checkCrc(info, crc32c(bytes));
+        bytes = length === 0 ? Buffer.alloc(0) : mapping.readSync(offset, length);
+        if (verify) this.checkCrc(info, crc32c(bytes));
       } else {
         bytes = allocateBytes(length);
         const crc = await mapping.copyOut({ offset, target: bytes });
-        if (this.call.verify) this.checkCrc(info, crc);
+        if (verify) this.checkCrc(info, crc);
       }
     } finally {
-      sink.free();
+      from.free();
     }
     this.core.counters.bytesCopied += length;
     this.core.counters.resultsCopied += 1;
     this.#done(new ReceivedValue(bytes, info));
   }
 
-  async #verifyThenLend(info: ValueInfo, sink: LendableSink): Promise<void> {
+  async #verifyThenLend(info: ValueInfo, sink: PoolSink): Promise<void> {
     try {
       this.checkCrc(info, await sink.mapping.crc32c({ offset: sink.mappingOffset, length: info.length }));
     } catch (error) {
@@ -273,7 +242,7 @@ export class GetOperation extends GetOperationBase<KvValue, LendableSink> {
     this.#done(this.#lend(info, sink));
   }
 
-  #lend(info: ValueInfo, sink: LendableSink): KvValue {
+  #lend(info: ValueInfo, sink: PoolSink): KvValue {
     try {
       const lent = sink.lend(info.length);
       return new ReceivedValue(lent.bytes, info, lent.release);

@@ -1,12 +1,11 @@
 /**
- * Where a GET may be written: a block of the receive pool, memory of its own, or a region of the caller's.
+ * Where one request of a GET may be written: a block of the receive pool, or a region of the caller's.
  */
 
-import { type Mapping, mapMemory } from '../fabric/index.js';
+import type { Mapping } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { Counters } from './counters.js';
-import type { DataPlane, IntroducedMemory } from './data-plane.js';
-import type { Gated, OperationGate } from './operation-gate.js';
+import type { IntroducedMemory } from './data-plane.js';
 import type { Block, LentBytes, ReceivePool } from './receive-pool.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
@@ -68,21 +67,8 @@ export abstract class Sink {
   }
 }
 
-/** A sink whose bytes can become the caller's. */
-export abstract class LendableSink extends Sink {
-  abstract readonly mapping: Mapping;
-  /** Where it begins in {@link mapping}. */
-  abstract readonly mappingOffset: number;
-
-  /** Whether {@link lend} may be called; otherwise the value is to be copied. */
-  abstract canLend(length: number): boolean;
-
-  /** Hands the first `length` bytes to the caller. */
-  abstract lend(length: number): LentBytes;
-}
-
-/** A block of the receive pool. */
-export class PoolSink extends LendableSink {
+/** A block of the receive pool, whose bytes can become the caller's. */
+export class PoolSink extends Sink {
   readonly #pool: ReceivePool;
   readonly #block: Block;
 
@@ -97,16 +83,19 @@ export class PoolSink extends LendableSink {
     return this.#pool.mapping;
   }
 
+  /** Where it begins in {@link mapping}. */
   get mappingOffset(): number {
     return this.#block.offset;
   }
 
-  override canLend(length: number): boolean {
+  /** Whether {@link lend} may be called; otherwise the value is to be copied. */
+  canLend(length: number): boolean {
     this.#pool.shrink(this.#block, length);
     return this.#pool.canLend(this.#block);
   }
 
-  override lend(length: number): LentBytes {
+  /** Hands the first `length` bytes to the caller. */
+  lend(length: number): LentBytes {
     this.#pool.shrink(this.#block, length);
     const lent = this.#pool.lend(this.#block);
     this.leave();
@@ -120,85 +109,6 @@ export class PoolSink extends LendableSink {
   protected override onFree(): void {
     this.#pool.free(this.#block);
   }
-}
-
-/** Memory of one GET's own, for a value that the pool cannot hold. */
-export class OwnSink extends LendableSink {
-  readonly mappingOffset = 0;
-
-  constructor(
-    readonly mapping: Mapping,
-    introduced: IntroducedMemory,
-    counters: Counters,
-    private readonly dispose: () => void,
-  ) {
-    super(introduced.place(0).regionId, 0, mapping.sizeBytes, counters);
-  }
-
-  override canLend(): boolean {
-    return true;
-  }
-
-  override lend(length: number): LentBytes {
-    // The mapping lives as long as the loan, whoever closes it.
-    const loan = this.mapping.lend({ offset: 0, length, token: 0, onReturned: () => undefined });
-    this.leave();
-    this.dispose();
-    return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
-  }
-
-  protected override onFree(): void {
-    this.dispose();
-  }
-}
-
-/** What {@link makeOwnSink} needs. */
-export interface OwnSinkOptions {
-  readonly length: number;
-  readonly dataPlane: DataPlane;
-  readonly counters: Counters;
-  /** How many may exist at a time. */
-  readonly gate: OperationGate;
-  readonly onSink: (sink: OwnSink) => void;
-  readonly onError: (error: unknown) => void;
-}
-
-/**
- * Maps and registers memory for one value, when its turn has come.
- *
- * @returns ends the waiting for a turn; a sink that is being made still comes
- * @throws ERR_FABRICKV_RESOURCE_EXHAUSTED when too many wait
- */
-export function makeOwnSink({ length, dataPlane, counters, gate, onSink, onError }: OwnSinkOptions): () => void {
-  async function make(): Promise<void> {
-    let mapping: Mapping | undefined;
-    try {
-      mapping = await mapMemory({ sizeBytes: length, prefault: false });
-      const memory = await dataPlane.introduce(mapping);
-      const made = mapping;
-      const dispose = async (): Promise<void> => {
-        await dataPlane.withdraw(memory);
-        made.close();
-        gate.leave(gated);
-      };
-      onSink(new OwnSink(mapping, memory, counters, () => void dispose()));
-    } catch (error) {
-      mapping?.close();
-      gate.leave(gated);
-      onError(error);
-    }
-  }
-  let admitted = false;
-  const gated: Gated = {
-    admit: () => {
-      admitted = true;
-      void make();
-    },
-  };
-  gate.enter(gated);
-  return () => {
-    if (!admitted) gate.leave(gated);
-  };
 }
 
 /** A region of the caller's, for one request of a getInto. */

@@ -105,8 +105,15 @@ export class PeerPaths {
   /** Adds a path, or puts it in the place of the one that had its index. */
   set(path: PeerPath): void {
     const old = this.#paths[path.index];
-    if (old !== undefined) this.#drop(old);
+    if (old !== undefined) this.drop(old);
     this.#paths[path.index] = path;
+  }
+
+  /** Nothing is written on a path any more; another one may take its place. */
+  drop(path: PeerPath): void {
+    path.state = 'gone';
+    clearTimeout(this.#probes.get(path));
+    this.#probes.delete(path);
   }
 
   /**
@@ -114,7 +121,6 @@ export class PeerPaths {
    * good as a probe.
    */
   usable(): readonly PeerPath[] {
-    if (this.#paths.length === 1) return this.#paths[0]?.rail.state === 'open' ? this.#paths : [];
     const open = this.#paths.filter(({ rail, state }) => rail.state === 'open' && state !== 'gone');
     const up = open.filter(({ state }) => state === 'up');
     return up.length > 0 ? up : open;
@@ -144,13 +150,7 @@ export class PeerPaths {
   close(): void {
     this.#closed = true;
     clearInterval(this.#watch);
-    for (const path of this.#paths) this.#drop(path);
-  }
-
-  #drop(path: PeerPath): void {
-    path.state = 'gone';
-    clearTimeout(this.#probes.get(path));
-    this.#probes.delete(path);
+    for (const path of this.#paths) this.drop(path);
   }
 
   #look(): void {

@@ -23,7 +23,6 @@ import {
 import { FabricKvError, KvClient } from '../../src/index.js';
 import type { ClientMessage__Output } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
 import { OperationTrace } from '../../src/protocol/stages.js';
-import { fromBigInt } from '../../src/protocol/wire.js';
 import { waitFor } from '../support/wait-for.js';
 import { type PeerSession, TestPeer } from './client-test-peer.js';
 import { ClientRail } from './support/client-rail.js';
@@ -214,12 +213,6 @@ describe('a rail of the server that moves', () => {
       logger: pino({ level: 'silent' }),
     });
     await plane.insertServer();
-    plane.windows.offered({
-      windowId: 1,
-      length: fromBigInt(4096n),
-      rails: [{ address: 0, rkey: 1 }],
-      sessionWindow: false,
-    } as never);
     const moved = { rail: 0, generation: 2, address: { address: Buffer.from('new'), format: 'FI_SOCKADDR_IN' } };
     rail.insertPeer = () =>
       Promise.reject(new FabricError({ code: 'BUSY', call: 'insert', text: 'as the test wants it' }));

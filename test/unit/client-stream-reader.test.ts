@@ -2,10 +2,14 @@ import assert from 'node:assert/strict';
 import { Readable } from 'node:stream';
 import { describe, test } from 'node:test';
 import { GrantedRoom } from '../../src/client/granted-room.js';
+import { readPiece } from '../../src/client/put-source.js';
 import { StreamReader } from '../../src/client/stream-reader.js';
 import { ValueCrc } from '../../src/client/value-crc.js';
-import { WriteWindow } from '../../src/client/write-windows.js';
-import { crc32c } from '../../src/fabric/index.js';
+import { WriteWindow, WriteWindows } from '../../src/client/write-windows.js';
+import { crc32c, type PeerId, PeerPath } from '../../src/fabric/index.js';
+import type { WindowOffer__Output } from '../../src/protocol/generated/fabrickv/v1/WindowOffer.js';
+import { fromBigInt } from '../../src/protocol/wire.js';
+import { ClientRail } from './support/client-rail.js';
 
 async function* chunks(...values: unknown[]): AsyncGenerator<Uint8Array> {
   for (const value of values) {
@@ -187,5 +191,50 @@ describe('room for a value', () => {
       [3, 64, 18],
     ]);
     assert.deepEqual(part(34, 1), [[3, 83, 1]]);
+  });
+});
+
+describe('a window that one of the rails of the server does not have', () => {
+  test('is not written to on that rail, nor probed there', () => {
+    const windows = new WriteWindows(2, () => undefined);
+    const rails = [
+      { address: fromBigInt(0n), rkey: fromBigInt(0n) },
+      { address: fromBigInt(0n), rkey: fromBigInt(5n) },
+    ];
+    for (const windowId of [1, 2]) {
+      windows.offered(offerOf(windowId, windowId === 1 ? rails : [...rails].reverse()));
+    }
+    const { rail } = new ClientRail();
+    const [first, second] = [0, 1].map((index) => new PeerPath(index, rail, 1 as PeerId));
+    const targets = windows.grant([{ windowId: 1, windowOffset: fromBigInt(0n), length: fromBigInt(1n) }] as never);
+    assert.ok(first && second && targets[0]);
+    const { window } = targets[0];
+    assert.equal(window.on(first), undefined);
+    assert.notEqual(window.on(second), undefined);
+    assert.notEqual(windows.probeRegion(first), undefined, 'another window is there');
+    second.state = 'gone';
+    assert.equal(window.on(second), undefined);
+  });
+});
+
+function offerOf(windowId: number, rails: readonly object[]): WindowOffer__Output {
+  return { windowId, length: fromBigInt(4096n), rails, sessionWindow: false } as never;
+}
+
+describe('blocks as a source', () => {
+  test('are read in any pieces', () => {
+    const value = Buffer.from(Array.from({ length: 1000 }, (_, i) => i % 251));
+    const blocks = [value.subarray(0, 100), value.subarray(100, 101), value.subarray(101)];
+    for (const [offset, length] of [
+      [0, 100],
+      [0, 1000],
+      [99, 3],
+      [100, 1],
+      [500, 500],
+      [1000, 0],
+    ] as const) {
+      const piece = readPiece({ kind: 'blocks', blocks, length: 1000 }, offset, length);
+      assert.ok(value.subarray(offset, offset + length).equals(piece), `${length} at ${offset}`);
+    }
   });
 });

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { crc32c } from '../../src/fabric/index.js';
 import { EXTENT_BYTES_MAX } from '../../src/protocol/limits.js';
 import { OperationGate } from '../../src/server/operation-gate.js';
@@ -329,6 +330,22 @@ describe('a PUT by RDMA', () => {
         await bench.checkEmpty();
       }
     }
+  });
+
+  test('has its time anew whenever it goes on', async () => {
+    await using bench = await PutBench.open();
+    const session = bench.session();
+    session.say(1, { putOpen: { key: KEY, length: LENGTH, path: 'RDMA', deadlineMs: 1000 } });
+    await waitFor(() => session.results(1).length === 1, { what: 'the grant' });
+    for (let bytesWritten = 1; bytesWritten <= 4; bytesWritten++) {
+      await sleep(400);
+      session.say(1, { putProgress: { bytesWritten } });
+    }
+    assert.equal(session.failures.length, 0);
+    await waitFor(() => session.failures.length > 0, { what: 'the deadline' });
+    assert.equal(session.lastFailure, 'ERR_FABRICKV_DEADLINE');
+    await session.end();
+    await bench.checkEmpty();
   });
 
   test('that is not written in its time is taken back', async () => {

@@ -106,7 +106,7 @@ void ProgressThread::begin_removal(Peer& peer, int64_t token) {
   removed.text = "the peer was removed";
   scheduler_->stop_all(peer, removed);
   removals_.push_back({&peer, token, now_, false});
-  check_removals();
+  check_removal(removals_.size() - 1);
 }
 
 // Takes a peer's address out of the vector. Here rxm closes the connection, which ends what is outstanding in both
@@ -176,46 +176,51 @@ bool ProgressThread::is_in_use(const Lingering& lingering) const {
 
 void ProgressThread::check_removals() {
   for (size_t i = 0; i < removals_.size();) {
-    Removal& removal = removals_[i];
-    Peer& peer = *removal.peer;
-    int result = 0;
-    TakenOut taken = TakenOut::kYes;
-    // On providers other than rxm, removal with operations outstanding drops them without completions (EFA): it waits.
-    if (endpoint_->info().removal_flushes || peer.operations_in_flight == 0) taken = take_out_of_vector(peer, result);
-    const bool lingers = taken == TakenOut::kNotConnected || taken == TakenOut::kUnknown;
-    const bool waits = lingers && now_ - removal.began < kConnectingGrace;
-    if (peer.operations_in_flight > 0 || waits) {
-      if (!removal.reported && now_ - removal.began >= kRemovalTimeout) {
-        removal.reported = true;
-        auto error = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "removePeer", -FI_ETIMEDOUT));
-        error->hint = "close the rail: its writes in flight to this peer do not come back";
-        push(CompletionKind::kPeerRemoved, removal.token, &peer, std::move(error));
-      }
-      i++;
-      continue;
-    }
-    const Removal done = removal;
-    removals_[i] = removals_.back();
-    removals_.pop_back();
-    if (lingers) linger(peer);
-    // The address stays in the vector, its connection open, and nobody would know of it any more.
-    if (taken == TakenOut::kRefused && endpoint_->ep() != nullptr) fail("fi_av_remove", result);
-    forget_fence(peer);
-    for (size_t k = disconnections_.size(); k > 0; k--) {
-      const Disconnection disconnection = disconnections_[k - 1];
-      if (disconnection.peer != &peer) continue;
-      disconnections_.erase(disconnections_.begin() + static_cast<ptrdiff_t>(k) - 1);
-      push(CompletionKind::kPeerDisconnected, disconnection.token, &peer, nullptr);
-    }
-    scheduler_->detach(peer);
-    strike(peers_, peer);
-    leave_address(peer);
-    drop(shared_.counters.peers);
-    if (done.reported) continue;
-    std::unique_ptr<Error> error;
-    if (result != 0) error = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "fi_av_remove", result));
-    push(CompletionKind::kPeerRemoved, done.token, &peer, std::move(error));
+    if (!check_removal(i)) i++;
   }
+}
+
+// True when it is done; then the last one has its place.
+bool ProgressThread::check_removal(size_t i) {
+  Removal& removal = removals_[i];
+  Peer& peer = *removal.peer;
+  int result = 0;
+  TakenOut taken = TakenOut::kYes;
+  // On providers other than rxm, removal with operations outstanding drops them without completions (EFA): it waits.
+  if (endpoint_->info().removal_flushes || peer.operations_in_flight == 0) taken = take_out_of_vector(peer, result);
+  const bool lingers = taken == TakenOut::kNotConnected || taken == TakenOut::kUnknown;
+  const bool waits = lingers && now_ - removal.began < kConnectingGrace;
+  if (peer.operations_in_flight > 0 || waits) {
+    if (!removal.reported && now_ - removal.began >= kRemovalTimeout) {
+      removal.reported = true;
+      auto error = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "removePeer", -FI_ETIMEDOUT));
+      error->hint = "close the rail: its writes in flight to this peer do not come back";
+      push(CompletionKind::kPeerRemoved, removal.token, &peer, std::move(error));
+    }
+    return false;
+  }
+  const Removal done = removal;
+  removals_[i] = removals_.back();
+  removals_.pop_back();
+  if (lingers) linger(peer);
+  // The address stays in the vector, its connection open, and nobody would know of it any more.
+  if (taken == TakenOut::kRefused && endpoint_->ep() != nullptr) fail("fi_av_remove", result);
+  forget_fence(peer);
+  for (size_t k = disconnections_.size(); k > 0; k--) {
+    const Disconnection disconnection = disconnections_[k - 1];
+    if (disconnection.peer != &peer) continue;
+    disconnections_.erase(disconnections_.begin() + static_cast<ptrdiff_t>(k) - 1);
+    push(CompletionKind::kPeerDisconnected, disconnection.token, &peer, nullptr);
+  }
+  scheduler_->detach(peer);
+  strike(peers_, peer);
+  leave_address(peer);
+  drop(shared_.counters.peers);
+  if (done.reported) return true;
+  std::unique_ptr<Error> error;
+  if (result != 0) error = std::make_unique<Error>(make_error(ErrorCode::kTransferFailed, "fi_av_remove", result));
+  push(CompletionKind::kPeerRemoved, done.token, &peer, std::move(error));
+  return true;
 }
 
 void ProgressThread::remove_lingering() {

@@ -81,6 +81,7 @@ class ProgressThread final : public Scheduler::Listener {
   void insert_peer(Peer& peer, int64_t token);
   void begin_removal(Peer& peer, int64_t token);
   void check_removals();
+  bool check_removal(size_t i);
   TakenOut take_out_of_vector(Peer& peer, int& result);
   bool may_be_connecting(const Peer& peer) const;
   int put_into_vector(Peer& peer);
