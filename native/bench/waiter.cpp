@@ -17,7 +17,7 @@ void Waiter::tune(uint32_t spin_us, bool block) {
 
 Clock::duration Waiter::spin_time() const {
   if (block_) return Clock::duration::zero();
-  return short_sleeps_ >= fabric::kBulkStreak ? std::max<Clock::duration>(spin_, fabric::kBulkSpin) : spin_;
+  return short_sleeps_ >= fabric::kBusyStreak ? std::max<Clock::duration>(spin_, fabric::kBusySpin) : spin_;
 }
 
 bool Waiter::wait() {
@@ -31,12 +31,12 @@ bool Waiter::wait() {
   // poll passes over negative fds. Without one of the queue's, only time can wake us.
   poll(fds.data(), fds.size(), has_fd ? static_cast<int>(sleep_max_.count()) : 0);
   const Clock::time_point after = Clock::now();
-  if (fds[0].revents != 0) {
-    // As a target we see no completion of what arrives, so the wake-up itself counts as activity.
-    last_activity_ = after;
-    short_sleeps_ = after - before < fabric::kBulkSleep ? std::min(short_sleeps_ + 1, fabric::kBulkStreak) : 0;
-  } else if (after - before >= fabric::kBulkSleep) {
+  // As a target we see no completion of what arrives, so the wake-up itself counts as activity.
+  if (fds[0].revents != 0) last_activity_ = after;
+  if (after - before >= fabric::kBusySleep) {
     short_sleeps_ = 0;
+  } else if (fds[0].revents != 0 || fds[1].revents != 0) {
+    short_sleeps_ = std::min(short_sleeps_ + 1, fabric::kBusyStreak);
   }
   return fds[1].revents != 0;
 }

@@ -28,7 +28,7 @@ describe('a large inline value does not hold up small ones', () => {
         ...['--json', '--log-level', 'debug', '--log-format', 'json', ...args],
       ]);
       const begun = args[0] === 'put' ? 'put.grant.received' : 'get.request.sent';
-      const done = args[0] === 'put' ? 'put.commit.sent' : 'get.response.received';
+      const done = args[0] === 'put' ? 'put.commit.sent' : 'get.done';
       await large.waitForRecord(({ stage }) => stage === begun);
       const samples: number[] = [];
       while (!large.records.some(({ stage }) => stage === done) && large.process.exitCode === null) {

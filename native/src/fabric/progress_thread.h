@@ -127,7 +127,7 @@ class ProgressThread final : public Scheduler::Listener {
   void wait();
   Clock::duration spin_time() const;
   Clock::duration sleep_limit(Clock::time_point now) const;
-  void note_sleep(Clock::duration slept, bool queue_woke_us, Clock::time_point now);
+  void note_sleep(Clock::duration slept, bool queue_woke_us, bool command_woke_us, Clock::time_point now);
   bool must_not_sleep() const;
 
   void push(CompletionKind kind, int64_t token, void* object, std::unique_ptr<Error> error);

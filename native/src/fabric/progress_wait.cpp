@@ -37,9 +37,10 @@ void ProgressThread::wait() {
   // Interrupted or refused, it returns early, and the loop goes round: there is nothing else to do about it.
   poll(fds.data(), has_fd ? 2 : 1, static_cast<int>(limit.count()));
   shared_.sleeping.store(false, std::memory_order_relaxed);
-  if ((fds[0].revents & POLLIN) != 0) shared_.wake_fd.drain();
+  const bool command_woke_us = (fds[0].revents & POLLIN) != 0;
+  if (command_woke_us) shared_.wake_fd.drain();
   const Clock::time_point after = Clock::now();
-  note_sleep(after - before, fds[1].revents != 0, after);
+  note_sleep(after - before, fds[1].revents != 0, command_woke_us, after);
 }
 
 bool ProgressThread::must_not_sleep() const {
@@ -50,7 +51,7 @@ bool ProgressThread::must_not_sleep() const {
 
 Clock::duration ProgressThread::spin_time() const {
   const Clock::duration usual = std::chrono::microseconds(shared_.options.spin_us);
-  return shared_.options.spin_auto && short_sleeps_ >= kBulkStreak ? std::max<Clock::duration>(usual, kBulkSpin)
+  return shared_.options.spin_auto && short_sleeps_ >= kBusyStreak ? std::max<Clock::duration>(usual, kBusySpin)
                                                                    : usual;
 }
 
@@ -67,15 +68,15 @@ Clock::duration ProgressThread::sleep_limit(Clock::time_point now) const {
   return kSleepMax;
 }
 
-void ProgressThread::note_sleep(Clock::duration slept, bool queue_woke_us, Clock::time_point now) {
-  if (!queue_woke_us) {
-    if (slept >= kBulkSleep) short_sleeps_ = 0;
-    return;
-  }
+void ProgressThread::note_sleep(Clock::duration slept, bool queue_woke_us, bool command_woke_us,
+                                Clock::time_point now) {
   // As a target we see no completion of what arrives, so the wake-up itself counts as activity and is spun upon.
-  last_activity_ = now;
-  last_unexplained_wake_ = now;
-  short_sleeps_ = slept < kBulkSleep ? std::min(short_sleeps_ + 1, kBulkStreak) : 0;
+  if (queue_woke_us) last_activity_ = last_unexplained_wake_ = now;
+  if (slept >= kBusySleep) {
+    short_sleeps_ = 0;
+  } else if (queue_woke_us || command_woke_us) {
+    short_sleeps_ = std::min(short_sleeps_ + 1, kBusyStreak);
+  }
 }
 
 void ProgressThread::push(CompletionKind kind, int64_t token, void* object, std::unique_ptr<Error> error) {

@@ -18,7 +18,7 @@ namespace fabrickv::fabric {
 
 struct RailOptions {
   EndpointQuery query;
-  // Spin longer than spin_us while the rail is the target of a bulk transfer.
+  // Spin longer than spin_us while the rail is busy.
   bool spin_auto = true;
   uint32_t spin_us = 50;
   uint64_t chunk_bytes = uint64_t{1} << 20;
