@@ -7,7 +7,7 @@ import type { ProviderName } from './providers.js';
 export interface RailTuning {
   /**
    * How long the progress thread spins, yielding, after the last event before it sleeps on the CQ's fd; microseconds.
-   * `auto`, the default: 50 µs, and 200 µs while it is the target of a bulk transfer.
+   * `auto`, the default: 50 µs, and 1 ms while it is busy: woken within 1 ms three times in a row.
    */
   readonly spinUs?: number | 'auto';
   /** The longest single write; bytes, 1 MiB by default (512 KiB on EFA), never above the provider's `max_msg_size`. */
