@@ -14,7 +14,7 @@ import type { ClientCore } from './operation.js';
 import type { Gated } from './operation-gate.js';
 import type { CallSettings } from './options.js';
 import { type Landed, type Range, type RangePlace, RangeRequest, type ValueFacts } from './range-request.js';
-import type { Session } from './session.js';
+import type { Session, SessionHandler } from './session.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
 /** What the bytes are for. None of these is called after {@link RangeReader.stop}. */
@@ -156,6 +156,7 @@ export class RangeReader implements Expiring {
     this.#lease = undefined;
     // A session that has ended has dropped its leases.
     lease?.session.send({ operationId: 0, leaseEnd: { leaseId: fromBigInt(lease.id) } });
+    lease?.session.detach(this.#leaseholder);
   }
 
   onDeadline(): void {
@@ -206,6 +207,8 @@ export class RangeReader implements Expiring {
   /** The open session; without one, comes back with the next. */
   #openSession(): Session | undefined {
     if (this.#session?.state === 'open') return this.#session;
+    // A server that stops lets what it leased be read to its end.
+    if (this.#session?.state === 'draining' && this.#leaseIn(this.#session) !== undefined) return this.#session;
     this.#session = undefined;
     if (!this.#awaitsSession) {
       this.#awaitsSession = true;
@@ -281,6 +284,9 @@ export class RangeReader implements Expiring {
     return this.#length <= threshold ? Number.POSITIVE_INFINITY : 0;
   }
 
+  /** Nothing is sent to it: it is there for the session to know that the lease is in use. */
+  readonly #leaseholder: SessionHandler = { onResult: nothing, onData: nothing, onSessionEnd: nothing };
+
   readonly #events = {
     onProgress: (): void => this.#progressed(),
     onAbsent: (request: RangeRequest): void => {
@@ -315,7 +321,11 @@ export class RangeReader implements Expiring {
     const { owner, trace } = this.#options;
     this.#progressed();
     this.#failures = 0;
-    if (holds && leaseId !== 0n) this.#lease = { id: leaseId, session };
+    if (holds && leaseId !== 0n) {
+      this.#lease = { id: leaseId, session };
+      // A draining session stays for it.
+      session.attach(this.#leaseholder);
+    }
     const isFirst = this.#version === undefined;
     if (!isFirst && (facts.version !== this.#version || facts.length !== this.#length)) {
       throw new FabricKvError('ERR_FABRICKV_PROTOCOL', 'the server sent a range of another version');
@@ -343,7 +353,10 @@ export class RangeReader implements Expiring {
       case 'ERR_FABRICKV_LEASE_EXPIRED':
         if (request.holds) break;
         // The ranges in flight all say so; only the first of them is news.
-        if (this.#leaseIn(session) === request.options.leaseId) this.#lease = undefined;
+        if (this.#leaseIn(session) === request.options.leaseId) {
+          this.#lease = undefined;
+          session.detach(this.#leaseholder);
+        }
         counters.retries += 1;
         this.pump();
         return;

@@ -156,9 +156,12 @@ export class Session {
     if (this.state === 'draining' && this.#attached.size === 0) this.leave('drained');
   }
 
-  /** Sends the first message of an attached operation, whose answers go to the handler. */
+  /**
+   * Sends the first message of an attached operation, whose answers go to the handler. In a draining session only what
+   * belongs to something begun before: a range under a lease.
+   */
   begin(handler: SessionHandler, operationId: number, message: ClientMessage, payloadBytes: number): void {
-    if (this.state !== 'open') {
+    if (this.state !== 'open' && this.state !== 'draining') {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', `begin in a session that is ${this.state}`);
     }
     this.#handlers.set(operationId, handler);

@@ -77,7 +77,8 @@ function serve(
   }
   const inOneMessage = inline && range.length <= DATA_BYTES_MAX;
   if (!inOneMessage) {
-    refuseWhenStopping(session);
+    // What is read under a lease was begun before.
+    if (named === undefined) refuseWhenStopping(session);
     refuseDuplicate(session, operationId);
   }
   const holds = named === undefined && request.hold;

@@ -68,6 +68,8 @@ export interface LeaseTableOptions {
    */
   readonly supersededBytesMax: number;
   readonly counters: Pick<ServerCounters, 'leasesOpened' | 'leasesExpired' | 'leasesDisplaced'>;
+  /** Called when the last lease has ended. */
+  readonly onEmpty?: () => void;
   /** For tests. */
   readonly nowMs?: () => number;
 }
@@ -182,14 +184,15 @@ export class LeaseTable implements ValueHolder {
     const others = (this.values.get(value) ?? 0) - 1;
     if (others > 0) {
       this.values.set(value, others);
-      return;
+    } else {
+      this.values.delete(value);
+      if (value.superseded) {
+        this.superseded -= 1;
+        this.supersededBytes -= value.length;
+      }
+      value.letGo(this);
     }
-    this.values.delete(value);
-    if (value.superseded) {
-      this.superseded -= 1;
-      this.supersededBytes -= value.length;
-    }
-    value.letGo(this);
+    if (this.leases.size === 0) this.options.onEmpty?.();
   }
 
   /** Ends what has been idle for too long. Called by the timer, one for all of them. */

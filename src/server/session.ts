@@ -89,6 +89,7 @@ export class Session implements OperationTable {
     this.leases = new LeaseTable({
       supersededBytesMax: context.store.arena.sizeBytes / LEASED_PART_OF_ARENA,
       counters: context.counters,
+      onEmpty: () => this.tellIfIdle(),
     });
     this.writer = new FrameWriter(stream, encodeServerFrame, (writable) => {
       // A client that does not read is not read from: its results would pile up here.
@@ -165,7 +166,7 @@ export class Session implements OperationTable {
 
   finished(operationId: number): void {
     this.operations.delete(operationId);
-    if (this.operations.size === 0) this.idleCallback?.();
+    this.tellIfIdle();
   }
 
   /** The time that an operation asks for, within bounds. */
@@ -173,7 +174,7 @@ export class Session implements OperationTable {
     return deadlineMs === 0 ? OPERATION_TIMEOUT_MS_DEFAULT : Math.min(deadlineMs, OPERATION_TIMEOUT_MS_MAX);
   }
 
-  /** The server stops: say so, and end when nothing is in flight any more, or after `drainMs`. */
+  /** The server stops: say so, and end when nothing is in flight or being read any more, or after `drainMs`. */
   async drain(drainMs: number): Promise<void> {
     if (this.state === 'ended') return;
     if (this.state === 'open') {
@@ -408,8 +409,17 @@ export class Session implements OperationTable {
     if (windows !== undefined) this.context.dataPlane.forgetWindows(windows);
   }
 
+  /** A client that reads under a lease has more to ask for. */
+  private get isIdle(): boolean {
+    return this.operations.size === 0 && this.leases.count === 0;
+  }
+
+  private tellIfIdle(): void {
+    if (this.idleCallback !== undefined && this.isIdle) this.idleCallback();
+  }
+
   private idle(timeoutMs: number): Promise<void> {
-    if (this.operations.size === 0) return Promise.resolve();
+    if (this.isIdle) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, timeoutMs);
       this.idleCallback = () => {

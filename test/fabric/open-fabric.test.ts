@@ -92,7 +92,7 @@ test('replaceRail opens another endpoint at the same place; the old one works un
   await assert.rejects(fabric.replaceRail(old), hasCode('INVALID_ARGUMENT'));
   await old.close();
   const [one, other] = await Promise.allSettled([fabric.replaceRail(replacement), fabric.replaceRail(replacement)]);
-  assert.deepEqual([one.status, other.status].sort(), ['fulfilled', 'rejected']);
+  assert.notEqual(one.status, other.status, 'one of the two is refused');
   await fabric.close();
   assert.equal(first(fabric).state, 'closed');
   assert.equal(replacement.state, 'closed');
