@@ -308,6 +308,9 @@ export class RangeReader implements Expiring {
       this.#keepTime();
       this.#failed(request, error);
     },
+    onQuarantined: ({ range }: RangeRequest): void => {
+      this.#options.trace.mark('get.quarantined', { sinkBytes: range.length });
+    },
     onLost: (request: RangeRequest): void => {
       this.#inFlight.delete(request);
       this.#missing(request);

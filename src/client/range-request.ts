@@ -65,6 +65,8 @@ export interface RangeEvents {
   onFailed(request: RangeRequest, error: FabricKvError): void;
   /** The session ended before the answer. */
   onLost(request: RangeRequest): void;
+  /** Its sink is kept until it is proved that no write can land there; no end by itself. */
+  onQuarantined(request: RangeRequest): void;
 }
 
 /** Options of {@link RangeRequest}. */
@@ -247,7 +249,9 @@ export class RangeRequest implements SessionHandler, LateHandler {
 
   #holdSink(): void {
     const { place } = this.range;
-    if (place.sink !== undefined) this.session.awaitQuiesced(this.options.operationId, place.quarantine());
+    if (place.sink === undefined) return;
+    this.session.awaitQuiesced(this.options.operationId, place.quarantine());
+    this.options.events.onQuarantined(this);
   }
 
   #leave(): void {

@@ -1,31 +1,30 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { KvClient } from '../../src/index.js';
+import { Child } from '../support/child.js';
 import { spawnClient, startServer } from '../support/commands.js';
 import { countersWhen, isQuiet } from '../support/counters.js';
-import { FULL, roomyDirectory } from '../support/mode.js';
-import { makeZeros, storeLarge } from '../support/store-large.js';
-import { tempDir } from '../support/temp-dir.js';
+import { FULL } from '../support/mode.js';
+import { storeLarge } from '../support/store-large.js';
 import { crc32cOf, makeValue } from '../support/values.js';
 import { waitFor } from '../support/wait-for.js';
 
+const PUT_REGION = fileURLToPath(new URL('../support/put-region.js', import.meta.url));
 const MIB = 1024 * 1024;
 const LENGTH = FULL ? 1024 * MIB : 256 * MIB;
 const PIECE = 16 * MIB;
 
 describe('I2, I3: a client is stopped (SIGSTOP) in the middle of a transfer', () => {
   test('a PUT past its grant is not published, and its late writes land in nobody else’s values', async () => {
-    await using dir = await tempDir({ parent: roomyDirectory() });
-    await makeZeros(dir.file('value'), LENGTH);
     await using server = await startServer({ args: ['--memory', `${LENGTH / MIB + 16}MiB`] });
     await using other = await KvClient.connect({ serverAddr: server.addr, provider: 'tcp', timeoutMs: 10_000 });
     await other.put('value', 'old');
     const before = (await other.ping()).counters;
 
-    await using client = spawnClient([
-      ...['--server-addr', server.addr, '--timeout', '1s', '--json', '--log-level', 'debug', '--log-format', 'json'],
-      ...['put', 'value', '--file', dir.file('value')],
-    ]);
+    await using client = new Child(process.execPath, {
+      args: [PUT_REGION, server.addr, 'value', String(LENGTH), '1000'],
+    });
     await client.waitForRecord(({ stage }) => stage === 'put.write.submitted');
     client.kill('SIGSTOP');
     await server.waitForRecord(({ stage, key }) => stage === 'put.failed' && key === 'value');
@@ -41,7 +40,8 @@ describe('I2, I3: a client is stopped (SIGSTOP) in the middle of a transfer', ()
     }
     client.kill('SIGCONT');
     const ended = await client.waitForEnd(10_000);
-    assert.ok(ended.code !== null && [3, 4, 5, 6].includes(ended.code), `exit code ${ended.code}: ${ended.stderr}`);
+    assert.equal(ended.code, 1, ended.stderr);
+    assert.match(ended.stdout.toString(), /^ERR_FABRICKV_(DEADLINE|GRANT_ENDED|DATA_PLANE|CONNECTION_LOST)$/);
     assert.equal((await other.get('value'))?.bytes.toString(), 'old');
     for (const [key, crc32c] of values) {
       const got = await other.get(key, { verify: true });

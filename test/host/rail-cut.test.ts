@@ -9,8 +9,8 @@ import { NetworkPair } from '../support/network-pair.js';
 import { randomFrom, testSeed } from '../support/values.js';
 
 const LOAD_CLIENT = fileURLToPath(new URL('../support/load-client.js', import.meta.url));
-const LOAD_MS = FULL ? 60_000 : 12_000;
-const CUTS = FULL ? 8 : 2;
+const LOAD_MS = FULL ? 60_000 : 7000;
+const CUTS = FULL ? 8 : 1;
 const LOST = 'A path to a client has failed; its traffic goes over the others';
 const BACK = 'A path to a client is back';
 
