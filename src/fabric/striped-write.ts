@@ -103,7 +103,7 @@ export class StripedWrite {
     let usable = paths.usable();
     if (paths.all.length > 1) {
       // Memory that was introduced while a rail was down is not known there.
-      usable = usable.filter((path) => segments.every(({ remote }) => remote.on(path) !== undefined));
+      usable = usable.filter((path) => isKnown(segments, path));
       if (length < STRIPED_BYTES_MIN) usable = paths.oneOf(usable);
     }
     if (usable.length === 0) {
@@ -210,6 +210,16 @@ export class StripedWrite {
     if (this.#starting || this.#parts.size > 0 || this.#retryTimer !== undefined || this.#state === 'over') return;
     this.#state = 'over';
     queueMicrotask(() => this.#options.onDone(this.#error));
+  }
+}
+
+/** Whether all of the memory can be written on a path. A rail that is just being closed knows nothing. */
+function isKnown(segments: readonly StripedSegment[], path: PeerPath): boolean {
+  try {
+    return segments.every(({ remote }) => remote.on(path) !== undefined);
+  } catch (error) {
+    if (!(error instanceof FabricError)) throw error;
+    return false;
   }
 }
 

@@ -321,3 +321,18 @@ test('A share that cannot be posted for good keeps the others from being posted'
   await until(() => outcomes.length === 1);
   assert.equal(outcomes[0]?.code, 'INVALID_ARGUMENT');
 });
+
+test('A rail that is just being closed is done without', () => {
+  const rails = [new RecordingRail(), new RecordingRail()];
+  const closing = {
+    on: (path: PeerPath) => {
+      if (path.index === 0) throw new FabricError({ code: 'RAIL_CLOSED', call: 'rail', text: 'the rail is closed' });
+      return 7 as RemoteRegionId;
+    },
+  };
+  begin(pathsOver(rails), [{ mappingId: 1, localOffset: 0, remote: closing, remoteOffset: 0, length: 8 * MIB }]);
+  assert.deepEqual(
+    rails.map(({ writes }) => writes.length),
+    [0, 1],
+  );
+});
