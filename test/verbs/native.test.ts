@@ -31,12 +31,23 @@ function casesIn(output: string): Case[] {
   });
 }
 
-for (const name of ['rail_test', 'rail_fault_test']) {
-  describe(name, { skip: WITHOUT_DEVICE }, async () => {
+/** A program, and what the names of the cases must contain that are run of it: of all the faults there is no time. */
+const PROGRAMS: readonly (readonly [string, string?])[] = [
+  ['rail_test'],
+  ['rail_fault_test', 'killed_peer'],
+  ['rail_fault_test', 'frozen_process'],
+  ['rail_fault_test', 'not_one_byte_lands'],
+];
+
+for (const [name, filter] of PROGRAMS) {
+  describe(filter === undefined ? name : `${name} ${filter}`, { skip: WITHOUT_DEVICE }, async () => {
     if (WITHOUT_DEVICE !== false) return;
     // Its own settings would be taken away as a developer's.
     const own = Object.entries(process.env).filter(([variable]) => variable.startsWith('FABRICKV_TEST_'));
-    const child = new Child(`${ROOT}native/build-verbs/test/${name}`, { env: Object.fromEntries(own) });
+    const child = new Child(`${ROOT}native/build-verbs/test/${name}`, {
+      args: filter === undefined ? [] : [filter],
+      env: Object.fromEntries(own),
+    });
     const ended = await child.waitForEnd(TIMEOUT_MS);
     const cases = casesIn(ended.stdout.toString());
     cases.forEach((one, index) => {

@@ -15,6 +15,7 @@ import { type Finished, parseRecords } from '../support/child.js';
 import { spawnClient, startServer, type TestServer } from '../support/commands.js';
 import { countersWhen, isQuiet } from '../support/counters.js';
 import { inTheMiddle } from '../support/in-the-middle.js';
+import { FULL } from '../support/mode.js';
 import { type TempDir, tempDir } from '../support/temp-dir.js';
 import { ADDRESS, WITHOUT_DEVICE } from './place.js';
 
@@ -145,7 +146,9 @@ describe('kv-server and kv-client over verbs', { skip: WITHOUT_DEVICE }, () => {
     assert.ok(String(remedy).length > 20);
   }
 
-  test('a server that is killed in the middle of a GET and a PUT is told as such', async (t) => {
+  // On two slow cores it alone takes as long as half of the others.
+  const skip = FULL ? false : 'no time for it in the short form: FABRICKV_TEST_FULL=1 runs it';
+  test('a server that is killed in the middle of a GET and a PUT is told as such', { skip }, async (t) => {
     const putting = (async (): Promise<unknown> => {
       try {
         for (;;) await client.put('again and again', value.subarray(0, LARGE / 2), { timeoutMs: 4000 });
