@@ -146,7 +146,7 @@ export class PeerPaths {
     this.#watch ??= setInterval(() => this.#look(), WATCH_INTERVAL_MS).unref();
   }
 
-  /** The owner leaves: nothing is probed or watched any more. Writes in flight go on. */
+  /** The owner leaves: nothing is probed or watched any more. Ending the writes in flight is the owner's own business. */
   close(): void {
     this.#closed = true;
     clearInterval(this.#watch);

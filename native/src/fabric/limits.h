@@ -66,8 +66,8 @@ constexpr auto kUnexplainedWakeWindow = std::chrono::milliseconds(50);
 // writes, of which it sees no completions, or with operations that follow one another …
 constexpr auto kBusySleep = std::chrono::milliseconds(1);
 constexpr int kBusyStreak = 3;
-// … and then it spins for this long before it sleeps. Waking up costs 30 to 40 µs where an idle CPU halts, as in most
-// virtual machines, and an operation has six wake-ups: GETs of 1 MiB took 640 µs without it, 450 with it.
+// … and then it spins for this long before it sleeps. Waking up is dear where an idle CPU halts: in a virtual machine
+// of two, GETs of 1 MiB took 640 µs without it, 450 with it.
 constexpr auto kBusySpin = std::chrono::milliseconds(1);
 
 }  // namespace fabrickv::fabric
