@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "driver.h"
+#include "pipe_io.h"
 
 namespace fabrickv::test {
 namespace {
@@ -35,27 +36,6 @@ struct Introduction {
   uint64_t key;
   uint64_t address_length;
 };
-
-bool read_all(int fd, void* into, size_t length) {
-  auto* bytes = static_cast<char*>(into);
-  while (length > 0) {
-    const ssize_t got = read(fd, bytes, length);
-    if (got <= 0) return false;
-    bytes += got;
-    length -= static_cast<size_t>(got);
-  }
-  return true;
-}
-
-void write_all(int fd, const void* from, size_t length) {
-  const auto* bytes = static_cast<const char*>(from);
-  while (length > 0) {
-    const ssize_t put = send(fd, bytes, length, MSG_NOSIGNAL);
-    if (put <= 0) fail(__FILE__, __LINE__, "the other process is gone");
-    bytes += put;
-    length -= static_cast<size_t>(put);
-  }
-}
 
 fabric::RailOptions options_for(uint64_t chunk_bytes) {
   fabric::RailOptions options;
