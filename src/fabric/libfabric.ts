@@ -56,7 +56,8 @@ export interface ListEndpointsOptions {
 let info: LibfabricInfo | undefined;
 
 /**
- * Loads libfabric on the JS thread (10–30 ms). Idempotent: later calls return what the first one loaded, whatever their
+ * Loads libfabric on the JS thread: 10–30 ms, or 200 ms with Debian's, which brings a PSM library that measures the clock as it
+ * is loaded. Idempotent: later calls return what the first one loaded, whatever their
  * environment. `FABRICKV_LIBFABRIC`, when set, is the only place tried; otherwise `libfabric.so.1` on the loader's path,
  * then `/opt/amazon/efa/lib64` and `lib`. Signal handlers that libfabric installs on loading are undone.
  *
