@@ -13,8 +13,8 @@ const DETAILS_KEY = 'grpc-status-details-bin';
 const ERROR_INFO_URL = 'type.googleapis.com/google.rpc.ErrorInfo';
 const DOMAIN = 'fabrickv';
 
-const statusMessage = messageOf<Status, Status__Output>('google.rpc.Status');
-const errorInfoMessage = messageOf<ErrorInfo, ErrorInfo__Output>('google.rpc.ErrorInfo');
+const statusMessage = () => messageOf<Status, Status__Output>('google.rpc.Status');
+const errorInfoMessage = () => messageOf<ErrorInfo, ErrorInfo__Output>('google.rpc.ErrorInfo');
 
 /**
  * A gRPC status that carries the error. A defect's own text stays inside: it is for our log, not for a peer.
@@ -35,10 +35,10 @@ export function toStatus(error: FabricKvError): Pick<StatusObject, 'code' | 'det
   const metadata = new Metadata();
   metadata.set(
     DETAILS_KEY,
-    statusMessage.serialize({
+    statusMessage().serialize({
       code: row.grpc,
       message,
-      details: [{ type_url: ERROR_INFO_URL, value: errorInfoMessage.serialize(info) }],
+      details: [{ type_url: ERROR_INFO_URL, value: errorInfoMessage().serialize(info) }],
     }),
   );
   return { code: row.grpc, details: message, metadata };
@@ -62,8 +62,10 @@ export function fromServiceError(error: ServiceError): FabricKvError | undefined
 
 function errorInfoIn(bytes: Buffer): ErrorInfo__Output | undefined {
   try {
-    const any = statusMessage.deserialize(bytes).details.find((detail) => detail.type_url === ERROR_INFO_URL);
-    return any !== undefined && Buffer.isBuffer(any.value) ? errorInfoMessage.deserialize(any.value) : undefined;
+    const any = statusMessage()
+      .deserialize(bytes)
+      .details.find((detail) => detail.type_url === ERROR_INFO_URL);
+    return any !== undefined && Buffer.isBuffer(any.value) ? errorInfoMessage().deserialize(any.value) : undefined;
   } catch {
     // Not ours: what a proxy, or another server, has put under this key.
     return undefined;

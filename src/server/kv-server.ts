@@ -213,7 +213,7 @@ function addServices(grpc: Server, context: ServerContext, sessions: Sessions): 
   );
   const health = new HealthImplementation({ '': 'SERVING', [HEALTH_SERVICE_NAME]: 'SERVING' });
   health.addToServer(grpc);
-  new ReflectionService(packageDefinition).addToServer(grpc);
+  new ReflectionService(packageDefinition()).addToServer(grpc);
   return health;
 }
 
