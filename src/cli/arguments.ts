@@ -83,12 +83,23 @@ export function declareSettings<Parser extends Argv>(parser: Parser, table: Sett
   return parser;
 }
 
+/** Declares the flags of one command: there is no variable and no entry in a file for them. */
+export function declareOptions<Parser extends Argv>(parser: Parser, table: SettingsTable): Parser {
+  for (const [name, row] of Object.entries(table)) {
+    parser.option(name, { ...optionOf(name, row), group: 'Options:', describe: describe(row) });
+  }
+  return parser;
+}
+
+function describe({ placeholder, about }: Setting<unknown>): string {
+  return placeholder === '' ? about : `${placeholder}: ${about}`;
+}
+
 function optionOf(name: string, row: Setting<unknown>): Options {
-  const value = row.placeholder === '' ? '' : `${row.placeholder}: `;
   return {
     type: row.kind === 'switch' ? 'boolean' : 'string',
     group: 'Settings:',
-    describe: `${value}${row.about} [${variableOf(name)}]`,
+    describe: `${describe(row)} [${variableOf(name)}]`,
     defaultDescription: row.whenUnset,
     ...(row.kind === 'switch' ? {} : { nargs: 1 }),
     ...(row.kind === 'list' ? { array: true } : {}),

@@ -3,17 +3,18 @@
  */
 
 import type { Argv } from 'yargs';
-import { createParser, declareSettings, refuseUnknown, usageError, wordOf } from './arguments.js';
+import { createParser, declareOptions, declareSettings, refuseUnknown, usageError, wordOf } from './arguments.js';
+import { benchOptions } from './bench-options.js';
 import { clientSettings } from './client-settings.js';
 import { nearest } from './suggestion.js';
 
 /** What kv-client can do. */
-export type ClientCommand = 'put' | 'get' | 'delete' | 'exists' | 'stat' | 'ping';
+export type ClientCommand = 'put' | 'get' | 'delete' | 'exists' | 'stat' | 'ping' | 'bench';
 
 /** One thing to do, as the command line says it. */
 export interface ClientTask {
   readonly command: ClientCommand;
-  /** As it was written; undefined for ping. */
+  /** As it was written; undefined for ping and bench. */
   readonly key: string | undefined;
   /** Of put: the value as it was written; `-` stands for standard input. */
   readonly value: string | undefined;
@@ -21,7 +22,7 @@ export interface ClientTask {
   readonly file: string | undefined;
   /** Of get: the file to write; `-` stands for standard output. */
   readonly out: string | undefined;
-  /** The flags of the settings. */
+  /** The flags of the settings, and of bench its own. */
   readonly flags: Readonly<Record<string, unknown>>;
 }
 
@@ -109,6 +110,14 @@ export async function parseClientArguments(args: readonly string[]): Promise<Cli
       },
     )
     .command(
+      'bench',
+      'load the server with GETs and PUTs of keys of its own, and tell its throughput and latency',
+      (own) => declareOptions(own, benchOptions),
+      (argv) => {
+        take('bench', argv, Object.keys(benchOptions));
+      },
+    )
+    .command(
       '$0',
       false,
       (own) => own,
@@ -127,7 +136,7 @@ export async function parseClientArguments(args: readonly string[]): Promise<Cli
 }
 
 function withoutCommand(word: string | number | undefined): Error {
-  const commands = ['put', 'get', 'delete', 'exists', 'stat', 'ping'];
+  const commands = ['put', 'get', 'delete', 'exists', 'stat', 'ping', 'bench'];
   const all = `the commands are ${commands.join(', ')}; ${COMMAND} --help tells more`;
   if (word === undefined) return usageError('no command', all);
   const meant = nearest(String(word), commands);

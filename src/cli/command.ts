@@ -2,7 +2,7 @@
  * What a kv-client command is made of; run-task.ts runs them.
  */
 
-import type { KvClient } from '../client/index.js';
+import type { KvClient, KvClientOptions } from '../client/index.js';
 import type { ClientTask } from './client-arguments.js';
 import type { clientSettings } from './client-settings.js';
 import type { Interruption } from './interruption.js';
@@ -34,6 +34,8 @@ export interface TaskResult {
   readonly text: string | undefined;
   /** Standard output carries the value, so that the object goes to stderr; otherwise it goes to stdout. */
   readonly stdoutIsTaken?: boolean;
+  /** It is printed also when the command was interrupted: it tells what there was until then. */
+  readonly isPartial?: boolean;
 }
 
 /** A command: `prepare` finds what is wrong here before the server is troubled. */
@@ -43,5 +45,7 @@ export interface Command {
 
 /** A command that can be run, and holds files that are to be closed. */
 export interface PreparedCommand extends AsyncDisposable {
+  /** What it needs of its client beside the settings. */
+  readonly clientOptions?: Pick<KvClientOptions, 'maxInFlight' | 'receiveMemory'>;
   run(context: TaskContext): Promise<TaskResult>;
 }

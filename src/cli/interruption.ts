@@ -15,6 +15,8 @@ export interface Interruption {
   exitCode(): number | undefined;
   /** Run, synchronously, when the process must end before its promises have; answers with what takes it back. */
   onForcedExit(cleanUp: () => void): () => void;
+  /** Cleaning up takes longer: after a signal the process ends only when this much time has gone from now on. */
+  allow(ms: number): void;
   end(): void;
 }
 
@@ -46,6 +48,11 @@ export function listenForInterruption(): Interruption {
     onForcedExit: (cleanUp) => {
       cleanUps.add(cleanUp);
       return () => cleanUps.delete(cleanUp);
+    },
+    allow: (ms) => {
+      if (exitCode === undefined) return;
+      clearTimeout(timer);
+      timer = setTimeout(exitNow, ms);
     },
     end: () => {
       clearTimeout(timer);

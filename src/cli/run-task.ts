@@ -6,6 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { KvClient } from '../client/index.js';
 import { checkKey, redactKey } from '../protocol/keys.js';
 import { usageError } from './arguments.js';
+import { benchCommand } from './bench-command.js';
 import type { ClientTask } from './client-arguments.js';
 import type { ClientValues, Command, TaskResult } from './command.js';
 import { getCommand } from './get-command.js';
@@ -29,6 +30,7 @@ const COMMANDS: Readonly<Record<ClientTask['command'], Command>> = {
   exists: existsCommand,
   stat: statCommand,
   ping: pingCommand,
+  bench: benchCommand,
 };
 
 /**
@@ -68,6 +70,7 @@ export async function runTask(
       namespace: values.namespace,
       logger: log.logger,
       redactKeys: values['redact-keys'],
+      ...prepared.clientOptions,
     }),
   );
   const leftMs = Math.max(1, Math.round(values.timeout - (performance.now() - startedAtMs)));
@@ -91,7 +94,7 @@ export async function runTask(
 }
 
 async function print(
-  { object, text, stdoutIsTaken }: TaskResult,
+  { object, text, stdoutIsTaken, isPartial }: TaskResult,
   task: ClientTask,
   { json }: ClientValues,
   io: CommandIo,
@@ -99,7 +102,8 @@ async function print(
 ): Promise<void> {
   const line = json ? JSON.stringify({ op: task.command, ...object }) : text;
   if (line === undefined) return;
-  await unlessAborted(signal, writeAll(stdoutIsTaken === true ? io.stderr : io.stdout, `${line}\n`));
+  const written = writeAll(stdoutIsTaken === true ? io.stderr : io.stdout, `${line}\n`);
+  await (isPartial === true ? written : unlessAborted(signal, written));
 }
 
 function keyOf(text: string, isHex: boolean): Uint8Array {

@@ -71,6 +71,26 @@ export function count({ min, max }: { readonly min: number; readonly max: number
   });
 }
 
+/** A share from 0 to 1, or two parts of a whole, of which it is the first: `0.95` and `95:5` are the same. */
+export function ratio(): z.ZodType<number, string> {
+  return reading((text) => {
+    const match = /^\s*(\d+(?:\.\d+)?)\s*(?::\s*(\d+(?:\.\d+)?)\s*)?$/.exec(text);
+    if (match === null) return wrong(`"${text}" is neither a share nor two parts`);
+    const first = Number(match[1]);
+    if (match[2] === undefined) return first <= 1 ? first : wrong(`"${text}" is more than 1`);
+    const whole = first + Number(match[2]);
+    return whole > 0 && Number.isFinite(whole) ? first / whole : wrong(`the parts of "${text}" make no whole`);
+  });
+}
+
+/** Any text up to a length in UTF-8. */
+export function shortText({ maxBytes }: { readonly maxBytes: number }): z.ZodType<string, string> {
+  return reading((given) => {
+    const bytes = Buffer.byteLength(given);
+    return bytes > maxBytes ? wrong(`it has ${bytes} bytes, more than ${maxBytes}`) : given;
+  });
+}
+
 /** One of several words. */
 export function oneOf<const Word extends string>(words: readonly [Word, ...Word[]]): z.ZodType<Word, string> {
   return reading((text) => words.find((word) => word === text) ?? wrong(`"${text}" is none of ${words.join(', ')}`));

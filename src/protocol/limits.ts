@@ -42,6 +42,12 @@ export const OPERATION_TIMEOUT_MS_DEFAULT = 30_000;
 /** The longest time that an operation may ask for: a uint32 of milliseconds would allow 49 days. */
 export const OPERATION_TIMEOUT_MS_MAX = 24 * 60 * 60 * 1000;
 
+/**
+ * The server takes the room of a `putStream` back when it has heard nothing of it for this long. The client renews it in time,
+ * however long the source is silent.
+ */
+export const STREAM_SILENCE_MS_MAX = 30_000;
+
 /** Values up to this length travel inline in a GET, unless the server or the caller says otherwise. */
 export const GET_INLINE_THRESHOLD_DEFAULT = 16 * KIB;
 
