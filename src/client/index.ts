@@ -1,9 +1,19 @@
 export type { Key } from '../protocol/keys.js';
 export type { Version } from '../protocol/wire.js';
+export { BATCH_KEYS_MAX, type BatchResult, releaseAll } from './batch.js';
 export type { ConnectionState } from './connection.js';
 export type { ClientCounters } from './counters.js';
-export { type ConnectionInfo, KvClient, type OperationInfo, type PutValue } from './kv-client.js';
-export type { CallOptions, GetOptions, KvClientOptions, PutOptions, PutStreamOptions } from './options.js';
+export { type ConnectionInfo, KvClient, type OperationInfo, type PutEntry, type PutValue } from './kv-client.js';
+export type {
+  BatchGetOptions,
+  BatchOptions,
+  BatchPutOptions,
+  CallOptions,
+  GetOptions,
+  KvClientOptions,
+  PutOptions,
+  PutStreamOptions,
+} from './options.js';
 export type { Considered } from './protocol-values.js';
 export type { Region } from './region.js';
 export type { PingInfo, ValueStat } from './simple-operations.js';

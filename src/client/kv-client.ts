@@ -6,6 +6,7 @@ import { defaultSourceAddress, mapMemory, sourceAddressFor } from '../fabric/ind
 import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
 import { type Key, keyBytes } from '../protocol/keys.js';
 import { hex64 } from '../protocol/wire.js';
+import { type BatchResult, BatchRunner, batchEntries, batchKeys, distinctKeys, parseBatchOptions } from './batch.js';
 import { Core } from './client-core.js';
 import type { ConnectionState } from './connection.js';
 import type { ClientCounters } from './counters.js';
@@ -14,6 +15,9 @@ import { GetOperation } from './get.js';
 import { GetIntoOperation } from './get-into.js';
 import type { Operation } from './operation.js';
 import {
+  type BatchGetOptions,
+  type BatchOptions,
+  type BatchPutOptions,
   type CallOptions,
   type CallSettings,
   type ClientSettings,
@@ -45,6 +49,9 @@ import { GetStreamOperation, type ValueStream } from './value-stream.js';
 
 /** What can be put: bytes, text as UTF-8, a whole region, or the first `length` bytes of one. They must not change until the call settles. */
 export type PutValue = Uint8Array | string | Region | { readonly region: Region; readonly length: number };
+
+/** What `mput` stores: `Object.entries(values)` and `[...map]` have this shape. */
+export type PutEntry = readonly [key: Key, value: PutValue];
 
 /** What a client knows of its connection. */
 export interface ConnectionInfo {
@@ -85,11 +92,13 @@ export class KvClient implements AsyncDisposable {
   readonly #core: Core;
   readonly #lease: FabricLease;
   readonly #regions = new Set<UserRegion>();
+  readonly #batches: BatchRunner;
   #closing: Promise<void> | undefined;
 
   private constructor(core: Core, lease: FabricLease) {
     this.#core = core;
     this.#lease = lease;
+    this.#batches = new BatchRunner(core);
   }
 
   /**
@@ -228,6 +237,70 @@ export class KvClient implements AsyncDisposable {
     return this.#run(options, (call) => new ExistsOperation(this.#core, keyBytes(key), call));
   }
 
+  /**
+   * Reads several values; one outcome for each key, in their order, undefined as the value where there is none. Keys may come twice, and are
+   * then read twice. What one key fails with fails no other, so the promise is fulfilled also when the time is over or `signal` is aborted:
+   * both are those of the whole batch, and what had arrived stays. It is rejected, before anything is sent, when the call makes no sense
+   * as a whole; then `details.index` says which key is wrong.
+   *
+   * No more are under way than the client may have in flight (`maxInFlight`), however many keys there are, up to 32,768
+   * (`BATCH_KEYS_MAX`). Keys must not change until it settles.
+   *
+   * Each large value holds receive memory until it is released (`releaseAll(results)` does it for all); when less than a quarter of that is
+   * free, values are copied out, which is slower and takes plain memory. All values are in memory at the same time.
+   *
+   * @throws ERR_FABRICKV_INVALID_KEY, ERR_FABRICKV_INVALID_ARGUMENT, ERR_FABRICKV_CLOSED; ERR_FABRICKV_RESOURCE_EXHAUSTED when other batches have too many
+   * unfinished keys. Each key's reason: as {@link get}
+   */
+  mget(keys: readonly Key[], options?: BatchGetOptions): Promise<BatchResult<KvValue | undefined>[]> {
+    return this.#runBatch(
+      options,
+      () => batchKeys(keys),
+      (key, call) => new GetOperation(this.#core, key, call),
+    );
+  }
+
+  /**
+   * Stores several values, each by itself: some may be stored and others not. Limits, outcomes and rejections are as of {@link mget}. A key that
+   * comes twice is refused, since PUTs that are in flight together have no order. Values must not change until it settles, and regions
+   * are busy from now on; one that was busy or released already fails its key only.
+   *
+   * @throws as {@link mget}. Each key's reason: as {@link put}; its `outcome` says whether the old value is certainly untouched
+   */
+  mput(entries: readonly PutEntry[], options?: BatchPutOptions): Promise<BatchResult<PutInfo>[]> {
+    return this.#runBatch(
+      options,
+      () => batchEntries(entries, (value) => this.#source(value)),
+      ({ key, source }, call) => this.#putOperation(key, source, call),
+    );
+  }
+
+  /**
+   * Deletes several values; for each key whether there was one. As {@link mget}, but a key that comes twice is refused.
+   *
+   * @throws as {@link mget}. Each key's reason: as {@link delete}
+   */
+  mdelete(keys: readonly Key[], options?: BatchOptions): Promise<BatchResult<boolean>[]> {
+    return this.#runBatch(
+      options,
+      () => distinctKeys(keys),
+      (key, call) => new DeleteOperation(this.#core, key, call),
+    );
+  }
+
+  /**
+   * For each of several keys, whether there is a value. As {@link mget}.
+   *
+   * @throws as {@link mget}. Each key's reason: as {@link exists}
+   */
+  mexists(keys: readonly Key[], options?: BatchOptions): Promise<BatchResult<boolean>[]> {
+    return this.#runBatch(
+      options,
+      () => batchKeys(keys),
+      (key, call) => new ExistsOperation(this.#core, key, call),
+    );
+  }
+
   /** What is known of a value without reading it; undefined when there is none. */
   stat(key: Key, options?: CallOptions): Promise<ValueStat | undefined> {
     return this.#run(options, (call) => new StatOperation(this.#core, keyBytes(key), call));
@@ -280,7 +353,7 @@ export class KvClient implements AsyncDisposable {
 
   /** The operations in flight and waiting, with the stage that each has reached and for how long. */
   operations(): OperationInfo[] {
-    return [...this.#core.operations].map((operation) => operation.describe());
+    return this.#core.operations.toArray().map((operation) => operation.describe());
   }
 
   /**
@@ -299,7 +372,7 @@ export class KvClient implements AsyncDisposable {
   async #close(): Promise<void> {
     const core = this.#core;
     core.closed = true;
-    for (const operation of [...core.operations]) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
+    for (const operation of core.operations.toArray()) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
     try {
       await core.connection.close();
     } finally {
@@ -323,6 +396,33 @@ export class KvClient implements AsyncDisposable {
       return create(parseCallOptions(options, this.#core.settings)).start();
     } catch (error) {
       return Promise.reject(toFabricKvError(error));
+    }
+  }
+
+  /** Starts a batch; what is wrong with the call as a whole rejects it before anything is begun. */
+  #runBatch<Item, T>(
+    options: (BatchGetOptions & BatchPutOptions) | undefined,
+    parse: () => readonly Item[],
+    create: (item: Item, call: CallSettings) => Operation<T>,
+  ): Promise<BatchResult<T>[]> {
+    try {
+      this.#assertOpen();
+      const call = parseBatchOptions(options, this.#core.settings);
+      return this.#batches.run(parse(), call, create);
+    } catch (error) {
+      return Promise.reject(toFabricKvError(error));
+    }
+  }
+
+  /** A PUT of a batch: where a region is busy or was released, one that has failed. */
+  #putOperation(key: Buffer, source: PutSource, call: CallSettings): PutOperation {
+    try {
+      return new PutOperation(this.#core, key, memoryFeed(source), call);
+    } catch (error) {
+      const nothing = memoryFeed({ kind: 'bytes', bytes: new Uint8Array(), length: 0 });
+      const failed = new PutOperation(this.#core, key, nothing, call);
+      failed.fail(toFabricKvError(error));
+      return failed;
     }
   }
 

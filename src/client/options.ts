@@ -94,6 +94,15 @@ export interface PutOptions extends CallOptions {
   readonly checksum?: boolean;
 }
 
+/** Options of `mdelete` and `mexists`: of each key's call. The time and the signal are those of the whole batch. */
+export type BatchOptions = Omit<CallOptions, 'onProgress'>;
+
+/** Options of `mget`; as {@link BatchOptions}. */
+export type BatchGetOptions = Omit<GetOptions, 'onProgress'>;
+
+/** Options of `mput`; as {@link BatchOptions}. */
+export type BatchPutOptions = Omit<PutOptions, 'onProgress'>;
+
 /** Options of `putStream`. */
 export interface PutStreamOptions extends PutOptions {
   /** Of the value, if it is known; bytes. The stream must then have exactly so many. */
