@@ -272,21 +272,14 @@ ${reader}
 
 /** Frames are at the top, and count their messages. */
 function frameFunctions(name, message) {
-  return `/** Encodes the messages of one frame. */
-export function encode${name}(messages: readonly ${message}[]): Buffer {
+  return `/** Adds a message to a frame. */
+export function append${message}(message: ${message}, w: WireWriter): void {
   lengths.clear();
-  let size = 0;
-  for (const message of messages) {
-    const place = lengths.reserve();
-    size += 1 + lengths.fill(place, size${message}(message));
-  }
-  const w = new WireWriter(size);
-  for (const message of messages) {
-    w.varint(10);
-    w.varint(lengths.next());
-    write${message}(message, w);
-  }
-  return w.bytes;
+  const place = lengths.reserve();
+  w.reserve(1 + lengths.fill(place, size${message}(message)));
+  w.varint(10);
+  w.varint(lengths.next());
+  write${message}(message, w);
 }
 
 /**
@@ -295,7 +288,7 @@ export function encode${name}(messages: readonly ${message}[]): Buffer {
  * @throws WireFormatError when it is malformed or has more of something than the limits say
  */
 export function decode${name}(bytes: Buffer, limits: FrameLimits): ${message}__Output[] {
-  const r = new WireReader(bytes, limits.fieldsMax);
+  const r = new WireReader(bytes, limits);
   const messages: ${message}__Output[] = [];
   for (let tag = r.tag(); tag !== 0; tag = r.tag()) {
     if (messages.length === limits.messagesMax) {
@@ -327,14 +320,12 @@ writeFileSync(
 import type { Long } from '@grpc/proto-loader';
 ${imports.join('\n')}
 import {
-  bytesOf, isSet64, Lengths, NO_BYTES, varint64Size, varintSize, WireFormatError, WireReader, WireWriter, ZERO,
+  bytesOf, isSet64, Lengths, NO_BYTES, type ReaderLimits, varint64Size, varintSize, WireFormatError, WireReader, WireWriter, ZERO,
 } from '../wire-format.js';
 
 /** What one frame may have. */
-export interface FrameLimits {
+export interface FrameLimits extends ReaderLimits {
   readonly messagesMax: number;
-  /** Of all messages, and of those within them, together. */
-  readonly fieldsMax: number;
 }
 
 // Of the message that is being encoded: that is done in one go, so one will do.

@@ -12,7 +12,7 @@ import { Counters } from './counters.js';
 import { Deadlines } from './deadlines.js';
 import { toClientError } from './fabric-errors.js';
 import { OWN_SINKS_MAX } from './limits.js';
-import type { ClientCore, PendingOperation } from './operation.js';
+import { type ClientCore, Operations } from './operation.js';
 import { OperationGate } from './operation-gate.js';
 import type { ClientSettings } from './options.js';
 import { ReceivePool } from './receive-pool.js';
@@ -26,7 +26,7 @@ export class Core implements ClientCore {
   readonly deadlines = new Deadlines();
   readonly gate: OperationGate;
   readonly ownMemoryGate: OperationGate;
-  readonly operations = new Set<PendingOperation>();
+  readonly operations = new Operations();
   readonly sizes = new SizeMemory();
   readonly trace: TraceContext;
   closed = false;
@@ -60,6 +60,7 @@ export class Core implements ClientCore {
     const { connection } = this;
     this.trace = {
       side: 'client',
+      requestIdPrefix: this.clientIdHex,
       logger,
       formatKey,
       peer: serverAddr,

@@ -3,10 +3,24 @@
  * would cost more than a small operation does.
  */
 
+import { Bag } from './bag.js';
+
 /** What has a deadline. */
 export interface Expiring {
+  /** Its place among those of the same tick: the wheel's own. */
+  deadlinePlace: number;
   /** Called once, when the deadline has passed. */
   onDeadline(): void;
+}
+
+class Bucket extends Bag<Expiring> {
+  protected override placeOf(entry: Expiring): number {
+    return entry.deadlinePlace;
+  }
+
+  protected override setPlace(entry: Expiring, place: number): void {
+    entry.deadlinePlace = place;
+  }
 }
 
 /** Names an entry of {@link Deadlines} for {@link Deadlines.cancel}: the bucket that it is in. */
@@ -17,7 +31,10 @@ const TICK_MS = 10;
 
 /** Deadlines on performance.now()'s clock, kept to within 10 ms. While any is pending, the process stays alive. */
 export class Deadlines {
-  readonly #buckets = new Map<DeadlineTick, Set<Expiring>>();
+  readonly #buckets = new Map<DeadlineTick, Bucket>();
+  /** The bucket that was used last: operations that begin together have the same. */
+  #lastBucket: Bucket | undefined;
+  #lastTick: DeadlineTick = Number.NaN;
   #timer: NodeJS.Timeout | undefined;
   #timerTick: DeadlineTick = Number.POSITIVE_INFINITY;
 
@@ -32,22 +49,44 @@ export class Deadlines {
   add(entry: Expiring, atMs: number): DeadlineTick {
     const tick = Math.ceil(atMs / TICK_MS);
     if (this.#buckets.size === 0) this.#timer?.ref();
-    const bucket = this.#buckets.get(tick);
-    if (bucket === undefined) this.#buckets.set(tick, new Set([entry]));
-    else bucket.add(entry);
+    let bucket = this.#bucket(tick);
+    if (bucket === undefined) {
+      bucket = new Bucket();
+      this.#buckets.set(tick, bucket);
+      this.#lastBucket = bucket;
+      this.#lastTick = tick;
+    }
+    bucket.add(entry);
     if (tick < this.#timerTick) this.#arm(tick);
     return tick;
   }
 
   /** Strikes one off. Does nothing when it has passed. */
   cancel(entry: Expiring, tick: DeadlineTick): void {
-    const bucket = this.#buckets.get(tick);
+    const bucket = this.#bucket(tick);
     if (bucket === undefined) return;
     bucket.delete(entry);
     if (bucket.size > 0) return;
-    this.#buckets.delete(tick);
+    this.#drop(tick);
     // A timer that finds nothing re-arms itself; only with nothing pending at all must it not keep the process alive.
     if (this.#buckets.size === 0) this.#timer?.unref();
+  }
+
+  #bucket(tick: DeadlineTick): Bucket | undefined {
+    if (tick === this.#lastTick) return this.#lastBucket;
+    const bucket = this.#buckets.get(tick);
+    if (bucket !== undefined) {
+      this.#lastBucket = bucket;
+      this.#lastTick = tick;
+    }
+    return bucket;
+  }
+
+  #drop(tick: DeadlineTick): void {
+    this.#buckets.delete(tick);
+    if (tick !== this.#lastTick) return;
+    this.#lastBucket = undefined;
+    this.#lastTick = Number.NaN;
   }
 
   #arm(tick: DeadlineTick): void {
@@ -68,8 +107,8 @@ export class Deadlines {
         next = Math.min(next, tick);
         continue;
       }
-      this.#buckets.delete(tick);
-      due.push(...bucket);
+      this.#drop(tick);
+      due.push(...bucket.takeAll());
     }
     if (next !== Number.POSITIVE_INFINITY) this.#arm(next);
     for (const entry of due) entry.onDeadline();
@@ -81,5 +120,7 @@ export class Deadlines {
     this.#timer = undefined;
     this.#timerTick = Number.POSITIVE_INFINITY;
     this.#buckets.clear();
+    this.#lastBucket = undefined;
+    this.#lastTick = Number.NaN;
   }
 }

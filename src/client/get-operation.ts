@@ -55,6 +55,11 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
     taker: SinkTaker<S>,
   ): () => void;
 
+  /** Whether a request for a value of unknown length is to have no sink. */
+  protected asksWithoutSink(_inlineMax: number): boolean {
+    return false;
+  }
+
   /** The server says that the sink was too small; the sink is freed. */
   protected abstract sinkTooSmall(session: Session, length: number): void;
 
@@ -84,6 +89,10 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
         ? Number.POSITIVE_INFINITY
         : (this.call.inlineThreshold ?? session.greeting.getInlineThreshold);
     this.#attempt += 1;
+    if (length === undefined && this.asksWithoutSink(inlineMax)) {
+      this.#send(session, undefined, inlineMax);
+      return;
+    }
     const attempt = this.#attempt;
     const isStale = (): boolean => this.settled || attempt !== this.#attempt || this.session !== session;
     let taken = false;

@@ -3,6 +3,7 @@
  */
 
 import { crc32c } from '../fabric/index.js';
+import { OWN_BYTES_MAX } from '../protocol/codec.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { toClientError } from './fabric-errors.js';
 import { checkBufferLength, GetOperationBase, type SinkTaker } from './get-operation.js';
@@ -31,6 +32,10 @@ export class GetOperation extends GetOperationBase<KvValue, PoolSink> {
     const known = this.key && this.core.sizes.lookup(this.call.namespace, this.key);
     if (known !== undefined && known > RANGED_BYTES_MIN && session.receiveMemory !== undefined) this.#readRanges(known);
     else this.ask(session, known);
+  }
+
+  protected override asksWithoutSink(inlineMax: number): boolean {
+    return inlineMax === Number.POSITIVE_INFINITY || this.core.sizes.guess() <= inlineMax;
   }
 
   protected override acquireSink(
@@ -94,11 +99,12 @@ export class GetOperation extends GetOperationBase<KvValue, PoolSink> {
   }
 
   protected override receivedWhole(info: ValueInfo, bytes: Buffer): void {
-    // A view of the frame that it came in: a copy, unless it is most of the frame, so that a small value does not
-    // keep a large frame in memory.
-    const whole = bytes.length * 2 > bytes.buffer.byteLength;
-    if (!whole) this.core.counters.bytesCopied += bytes.length;
-    this.succeed(new ReceivedValue(whole ? bytes : Buffer.from(bytes), info));
+    const isOwn = bytes.length <= OWN_BYTES_MAX;
+    // Otherwise a view of the frame that it came in: a copy, unless it is most of the frame, so that it does not keep a
+    // large one in memory.
+    const isMost = bytes.length * 2 > bytes.buffer.byteLength;
+    if (isOwn || !isMost) this.core.counters.bytesCopied += bytes.length;
+    this.succeed(new ReceivedValue(isOwn || isMost ? bytes : Buffer.from(bytes), info));
   }
 
   protected override beginAssembly(totalBytes: number): void {

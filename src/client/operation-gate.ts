@@ -8,6 +8,8 @@ import { FabricKvError } from '../protocol/errors.js';
 export interface Gated {
   /** Called once, in the order of entering, when there is room. */
   admit(): void;
+  /** Whether it was admitted and has not left: the gate's own. */
+  inGate?: boolean;
 }
 
 /** The two limits of a {@link OperationGate}. */
@@ -23,7 +25,7 @@ export interface GateLimits {
 /** First come, first served, with a limit on both sides. */
 export class OperationGate {
   readonly #waiting = new Set<Gated>();
-  readonly #inside = new Set<Gated>();
+  #inside = 0;
   #inFlightMax: number;
   #admitting = false;
 
@@ -32,7 +34,7 @@ export class OperationGate {
   }
 
   get inFlight(): number {
-    return this.#inside.size;
+    return this.#inside;
   }
 
   get waiting(): number {
@@ -57,16 +59,15 @@ export class OperationGate {
    * @throws ERR_FABRICKV_RESOURCE_EXHAUSTED when too many wait already
    */
   enter(gated: Gated): void {
-    if (this.#waiting.size === 0 && this.#inside.size < this.#inFlightMax) {
-      this.#inside.add(gated);
-      gated.admit();
+    if (this.#waiting.size === 0 && this.#inside < this.#inFlightMax) {
+      this.#admit(gated);
       return;
     }
     if (this.#waiting.size >= this.limits.waitingMax) {
       throw new FabricKvError(
         'ERR_FABRICKV_RESOURCE_EXHAUSTED',
         `${this.#inFlightMax} ${this.limits.what} are in flight and ${this.#waiting.size} wait: no more may wait`,
-        { details: { inFlight: String(this.#inside.size), waiting: String(this.#waiting.size) } },
+        { details: { inFlight: String(this.#inside), waiting: String(this.#waiting.size) } },
       );
     }
     this.#waiting.add(gated);
@@ -74,8 +75,19 @@ export class OperationGate {
 
   /** The operation has ended, wherever it was. Idempotent. */
   leave(gated: Gated): void {
-    if (this.#waiting.delete(gated)) return;
-    if (this.#inside.delete(gated)) this.#admitWaiting();
+    if (gated.inGate !== true) {
+      this.#waiting.delete(gated);
+      return;
+    }
+    gated.inGate = false;
+    this.#inside -= 1;
+    if (this.#waiting.size > 0) this.#admitWaiting();
+  }
+
+  #admit(gated: Gated): void {
+    gated.inGate = true;
+    this.#inside += 1;
+    gated.admit();
   }
 
   #admitWaiting(): void {
@@ -84,10 +96,9 @@ export class OperationGate {
     this.#admitting = true;
     try {
       for (const gated of this.#waiting) {
-        if (this.#inside.size >= this.#inFlightMax) break;
+        if (this.#inside >= this.#inFlightMax) break;
         this.#waiting.delete(gated);
-        this.#inside.add(gated);
-        gated.admit();
+        this.#admit(gated);
       }
     } finally {
       this.#admitting = false;

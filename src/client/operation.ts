@@ -10,6 +10,8 @@ import type { Data__Output } from '../protocol/generated/fabrickv/v1/Data.js';
 import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js';
 import { fromFailure } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
+import { turnNowMs } from '../protocol/turn-clock.js';
+import { Bag } from './bag.js';
 import type { Connection, SessionWaiter } from './connection.js';
 import type { Counters } from './counters.js';
 import type { Deadlines, DeadlineTick, Expiring } from './deadlines.js';
@@ -20,10 +22,12 @@ import type { CallSettings, ClientSettings } from './options.js';
 import type { ReceivePool } from './receive-pool.js';
 import type { Session, SessionHandler } from './session.js';
 import type { SizeMemory } from './size-memory.js';
-import { StateMachine, type Transitions } from './state-machine.js';
+import type { Transitions } from './state-machine.js';
 
 /** An operation that has not settled, whatever it will give. */
 export interface PendingOperation {
+  /** Its place among the client's operations: theirs. */
+  operationPlace: number;
   describe(): OperationDescription;
   fail(error: FabricKvError): void;
 }
@@ -37,6 +41,17 @@ export interface OperationDescription {
   readonly stageAgeMs: number;
 }
 
+/** A client's operations that have not settled. */
+export class Operations extends Bag<PendingOperation> {
+  protected override placeOf(operation: PendingOperation): number {
+    return operation.operationPlace;
+  }
+
+  protected override setPlace(operation: PendingOperation, place: number): void {
+    operation.operationPlace = place;
+  }
+}
+
 /** What operations share with their client. */
 export interface ClientCore {
   readonly settings: ClientSettings;
@@ -48,7 +63,7 @@ export interface ClientCore {
   readonly gate: OperationGate;
   /** How many GETs may have memory of their own at a time. */
   readonly ownMemoryGate: OperationGate;
-  readonly operations: Set<PendingOperation>;
+  readonly operations: Operations;
   readonly sizes: SizeMemory;
   readonly trace: TraceContext;
   /** Undefined until a session first has a data plane. */
@@ -73,18 +88,39 @@ const TRANSITIONS: Transitions<OperationState> = {
   settled: [],
 };
 
+/** The first stage of each kind, and the last one. */
+const START = {
+  get: 'get.start',
+  put: 'put.start',
+  delete: 'delete.start',
+  exists: 'exists.start',
+  stat: 'stat.start',
+  ping: 'ping.start',
+} as const satisfies Record<OperationKind, Stage>;
+const DONE = {
+  get: 'get.done',
+  put: 'put.done',
+  delete: 'delete.done',
+  exists: 'exists.done',
+  stat: 'stat.done',
+  ping: 'ping.done',
+} as const satisfies Record<OperationKind, Stage>;
+
 /** One call of the user's. */
 export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gated, Expiring {
   readonly promise: Promise<T>;
+  operationPlace = -1;
+  sessionPlace = -1;
+  deadlinePlace = -1;
+  inGate = false;
   protected readonly trace: OperationTrace;
   /** The session that the current attempt runs in. */
   protected session: Session | undefined;
-  readonly #machine = new StateMachine<OperationState>('operation', 'waiting', TRANSITIONS);
+  #state: OperationState = 'waiting';
   #deadlineAtMs: number;
   /** While the time stands still: how much is left. */
   #heldLeftMs: number | undefined;
   #deadlineTick: DeadlineTick;
-  #operationId: number;
   #resolve: (value: T) => void = unset;
   #reject: (error: FabricKvError) => void = unset;
   #onAbort: (() => void) | undefined;
@@ -101,8 +137,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    this.#operationId = core.nextOperationId();
-    this.trace = new OperationTrace(core.trace, kind, () => this.requestId, key, `${kind}.start` as Stage);
+    this.trace = new OperationTrace(core.trace, kind, core.nextOperationId(), key, START[kind]);
     this.#deadlineAtMs = this.trace.startedAtMs + call.timeoutMs;
     this.#deadlineTick = core.deadlines.add(this, this.#deadlineAtMs);
     core.operations.add(this);
@@ -111,7 +146,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** `clientId-operationId`, as in both sides' logs. */
   get requestId(): string {
-    return `${this.core.clientIdHex}-${this.#operationId}`;
+    return this.trace.requestId;
   }
 
   /** What a report of stalled operations says of this one. */
@@ -127,6 +162,8 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** Sets out. */
   start(): Promise<T> {
+    // It may have been given up before its turn came.
+    if (this.settled) return this.promise;
     const { signal } = this.call;
     if (signal?.aborted === true) {
       this.#abort(signal);
@@ -136,13 +173,17 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
       this.#onAbort = () => this.#abort(signal);
       signal.addEventListener('abort', this.#onAbort, { once: true });
     }
-    this.guard(() => this.core.gate.enter(this));
+    try {
+      this.core.gate.enter(this);
+    } catch (error) {
+      this.fail(toClientError(error));
+    }
     return this.promise;
   }
 
   admit(): void {
-    if (this.#machine.state !== 'waiting' || this.core.closed) return;
-    this.#machine.to('running');
+    if (this.#state !== 'waiting' || this.core.closed) return;
+    this.#become('running');
     this.core.connection.whenOpen(this);
   }
 
@@ -150,11 +191,20 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     if (this.settled) return;
     this.session = session;
     session.attach(this);
-    this.guard(() => this.attempt(session));
+    try {
+      this.attempt(session);
+    } catch (error) {
+      this.fail(toClientError(error));
+    }
   }
 
   onResult(result: Result__Output): void {
-    this.guard(() => this.#answered(result));
+    if (this.settled) return;
+    try {
+      this.#answered(result);
+    } catch (error) {
+      this.fail(toClientError(error));
+    }
   }
 
   onData(data: Data__Output): void {
@@ -255,22 +305,22 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   }
 
   protected get settled(): boolean {
-    return this.#machine.state === 'settled';
+    return this.#state === 'settled';
   }
 
   /** The same for every request of the operation, so that both sides' logs tell one story. */
   protected get operationId(): number {
-    return this.#operationId;
+    return this.trace.operationId;
   }
 
   /** Takes a new id: the server may still have something to say about the old one. */
   protected renewOperationId(): void {
-    this.#operationId = this.core.nextOperationId();
+    this.trace.operationId = this.core.nextOperationId();
   }
 
   /** For the wire: the time that is left. */
   protected get deadlineMs(): number {
-    return Math.max(1, Math.ceil(this.#heldLeftMs ?? this.#deadlineAtMs - performance.now()));
+    return Math.max(1, Math.ceil(this.#heldLeftMs ?? this.#deadlineAtMs - turnNowMs()));
   }
 
   /** The operation's time begins anew: it has come further. */
@@ -298,13 +348,14 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** Sends a first message under the current id. */
   protected begin(session: Session, message: ClientMessage, payloadBytes: number): void {
-    message.operationId = this.#operationId;
-    session.begin(this, this.#operationId, message, payloadBytes);
+    const { operationId } = this.trace;
+    message.operationId = operationId;
+    session.begin(this, operationId, message);
   }
 
   /** The server has said its last word on the current request. */
   protected finishRequest(): void {
-    this.session?.finish(this.#operationId);
+    this.session?.finish(this.trace.operationId);
   }
 
   /** Its session's end is no business of the operation any more, nor is it one that a draining session waits for. */
@@ -349,7 +400,7 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** The last stage of an operation that is done when its promise is fulfilled. */
   protected finishTrace(): void {
-    this.trace.finish(`${this.kind}.done` as Stage);
+    this.trace.finish(DONE[this.kind]);
   }
 
   /** Calls the caller's onProgress in a turn of its own: what it throws is no business of the operation. */
@@ -411,18 +462,25 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
     throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `an empty result for a ${this.kind}`);
   }
 
+  #become(next: OperationState): void {
+    if (!TRANSITIONS[this.#state].includes(next)) {
+      throw new FabricKvError('ERR_FABRICKV_INTERNAL', `operation: ${this.#state} → ${next} is not a transition`);
+    }
+    this.#state = next;
+  }
+
   #abort(signal: AbortSignal): void {
     this.fail(new FabricKvError('ERR_FABRICKV_CANCELLED', undefined, { cause: signal.reason }));
   }
 
   #settle(): void {
-    this.#machine.to('settled');
-    clearTimeout(this.#retryTimer);
+    this.#become('settled');
+    if (this.#retryTimer !== undefined) clearTimeout(this.#retryTimer);
     const { core, call } = this;
     core.deadlines.cancel(this, this.#deadlineTick);
     if (this.#onAbort !== undefined) call.signal?.removeEventListener('abort', this.#onAbort);
     core.operations.delete(this);
-    core.connection.forget(this);
+    if (this.session === undefined) core.connection.forget(this);
     try {
       this.release();
     } catch (error) {

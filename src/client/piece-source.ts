@@ -39,6 +39,7 @@ export interface PieceSourceOptions {
 
 /** Supplies the pieces of one value. */
 export class PieceSource implements RangeOwner, PendingOperation {
+  operationPlace = -1;
   readonly #options: PieceSourceOptions;
   readonly #reader: RangeReader;
   readonly #pieceBytes: number;

@@ -85,6 +85,7 @@ export function rangesByRdma(session: Session, call: CallSettings, length: numbe
 
 /** Reads by ranges. */
 export class RangeReader implements Expiring {
+  deadlinePlace = -1;
   readonly #machine = new StateMachine<ReaderState>('range reader', 'reading', TRANSITIONS);
   readonly #options: RangeReaderOptions;
   readonly #inFlight = new Set<RangeRequest>();
@@ -285,7 +286,12 @@ export class RangeReader implements Expiring {
   }
 
   /** Nothing is sent to it: it is there for the session to know that the lease is in use. */
-  readonly #leaseholder: SessionHandler = { onResult: nothing, onData: nothing, onSessionEnd: nothing };
+  readonly #leaseholder: SessionHandler = {
+    sessionPlace: -1,
+    onResult: nothing,
+    onData: nothing,
+    onSessionEnd: nothing,
+  };
 
   readonly #events = {
     onProgress: (): void => this.#progressed(),

@@ -93,6 +93,7 @@ export interface RangeRequestOptions {
 
 /** A request in flight. */
 export class RangeRequest implements SessionHandler, LateHandler {
+  sessionPlace = -1;
   #receivedBytes = 0;
   #crc = 0;
   #over = false;
@@ -116,25 +117,20 @@ export class RangeRequest implements SessionHandler, LateHandler {
     const { session, operationId, key, namespace, range, deadlineMs, inlineMax, leaseId, onlyVersion } = this.options;
     const { sink } = range.place;
     session.attach(this);
-    session.begin(
-      this,
+    session.begin(this, operationId, {
       operationId,
-      {
-        operationId,
-        get: {
-          key,
-          namespace,
-          deadlineMs,
-          inlineMax: fromThreshold(sink === undefined ? Number.POSITIVE_INFINITY : inlineMax),
-          sink: sink === undefined ? null : { ...sink, length: range.length },
-          rangeOffset: range.offset,
-          rangeLength: range.length,
-          ...(leaseId === undefined ? { hold: true } : { leaseId: fromBigInt(leaseId) }),
-          ...(onlyVersion === undefined ? {} : { onlyVersion: fromBigInt(onlyVersion) }),
-        },
+      get: {
+        key,
+        namespace,
+        deadlineMs,
+        inlineMax: fromThreshold(sink === undefined ? Number.POSITIVE_INFINITY : inlineMax),
+        sink: sink === undefined ? null : { ...sink, length: range.length },
+        rangeOffset: range.offset,
+        rangeLength: range.length,
+        ...(leaseId === undefined ? { hold: true } : { leaseId: fromBigInt(leaseId) }),
+        ...(onlyVersion === undefined ? {} : { onlyVersion: fromBigInt(onlyVersion) }),
       },
-      key.length,
-    );
+    });
   }
 
   /** Gives it up: the server is told, and the sink is held until nothing can land in it. */

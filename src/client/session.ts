@@ -4,7 +4,7 @@
 
 import type { Client, ClientDuplexStream, ServiceError, StatusObject } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
-import { encodeClientFrame, type Received } from '../protocol/codec.js';
+import { appendClientMessage, type Received } from '../protocol/codec.js';
 import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
 import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
@@ -14,6 +14,7 @@ import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js
 import type { ServerMessage__Output } from '../protocol/generated/fabrickv/v1/ServerMessage.js';
 import { fromServiceError } from '../protocol/rpc-errors.js';
 import { toSafeInteger } from '../protocol/wire.js';
+import { Bag } from './bag.js';
 import type { DataPlane, IntroducedMemory } from './data-plane.js';
 import { HOLDS_IN_FLIGHT_MAX } from './limits.js';
 import { OperationGate } from './operation-gate.js';
@@ -37,6 +38,8 @@ const TRANSITIONS: Transitions<SessionState> = {
 
 /** What gets an operation's messages. */
 export interface SessionHandler {
+  /** Its place among those of its session: theirs. */
+  sessionPlace: number;
   /** A Result of the operation; more may follow until the handler calls {@link Session.finish}. */
   onResult(result: Result__Output): void;
   /** A piece of an inline value. */
@@ -69,9 +72,6 @@ const QUIESCING_MAX = 4096;
 /** A server that has not answered a cancellation after this long does not work; the session is ended, which is another proof. */
 const QUIESCED_TIMEOUT_MS = 10_000;
 
-/** What a message takes beside its key and value, about: tags, lengths, numbers. */
-const MESSAGE_OVERHEAD_BYTES = 64;
-
 /** How long a stream may take to end after Bye. */
 const BYE_TIMEOUT_MS = 500;
 
@@ -85,6 +85,16 @@ export interface SessionOptions {
   readonly hello: ClientMessage;
   readonly events: SessionEvents;
   readonly logger: Logger;
+}
+
+class Attached extends Bag<SessionHandler> {
+  protected override placeOf(handler: SessionHandler): number {
+    return handler.sessionPlace;
+  }
+
+  protected override setPlace(handler: SessionHandler, place: number): void {
+    handler.sessionPlace = place;
+  }
 }
 
 /** One session. */
@@ -107,7 +117,7 @@ export class Session {
   readonly #events: SessionEvents;
   readonly #logger: Logger;
   /** All whose operation this session has, whether it has sent something for them or not. */
-  readonly #attached = new Set<SessionHandler>();
+  readonly #attached = new Attached();
   /** Those of them that wait for the server. */
   readonly #handlers = new Map<number, SessionHandler>();
   /** Of operations that were given up, until Quiesced. */
@@ -127,12 +137,12 @@ export class Session {
     this.#stream = stream;
     this.#events = events;
     this.#logger = logger;
-    this.#writer = new FrameWriter(stream, encodeClientFrame);
+    this.#writer = new FrameWriter(stream, appendClientMessage);
     stream.on('data', (received: Received<ServerMessage__Output>) => this.#receive(received));
     // Always followed by 'status', which says the same.
     stream.on('error', (error: ServiceError) => this.#logger.debug({ err: error }, 'Session stream failed'));
     stream.on('status', (status: StatusObject) => this.#onStatus(status));
-    this.#writer.send(hello, 0);
+    this.#writer.send(hello);
   }
 
   get state(): SessionState {
@@ -160,18 +170,18 @@ export class Session {
    * Sends the first message of an attached operation, whose answers go to the handler. In a draining session only what
    * belongs to something begun before: a range under a lease.
    */
-  begin(handler: SessionHandler, operationId: number, message: ClientMessage, payloadBytes: number): void {
+  begin(handler: SessionHandler, operationId: number, message: ClientMessage): void {
     if (this.state !== 'open' && this.state !== 'draining') {
       throw new FabricKvError('ERR_FABRICKV_INTERNAL', `begin in a session that is ${this.state}`);
     }
     this.#handlers.set(operationId, handler);
-    this.send(message, payloadBytes);
+    this.send(message);
   }
 
   /** Sends a further message. Does nothing when the session is over. */
-  send(message: ClientMessage, payloadBytes = 0): void {
+  send(message: ClientMessage): void {
     if (this.state === 'ended') return;
-    this.#writer.send(message, payloadBytes + MESSAGE_OVERHEAD_BYTES);
+    this.#writer.send(message);
   }
 
   /** Sends a large value, piece by piece, behind everything else, until the source has no more. */
@@ -396,8 +406,7 @@ export class Session {
     for (const { onQuiet } of this.#quiescing.values()) this.#whenProved.push(onQuiet);
     this.#quiescing.clear();
     this.#late.clear();
-    const handlers = [...this.#attached];
-    this.#attached.clear();
+    const handlers = this.#attached.takeAll();
     this.#handlers.clear();
     for (const handler of handlers) handler.onSessionEnd();
     this.holds.open();

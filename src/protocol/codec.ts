@@ -4,19 +4,19 @@
  */
 
 import { FabricKvError } from './errors.js';
-import type { ClientMessage__Output } from './generated/fabrickv/v1/ClientMessage.js';
-import type { ServerMessage__Output } from './generated/fabrickv/v1/ServerMessage.js';
+import type { ClientMessage, ClientMessage__Output } from './generated/fabrickv/v1/ClientMessage.js';
+import type { ServerMessage, ServerMessage__Output } from './generated/fabrickv/v1/ServerMessage.js';
 import {
+  appendClientMessage,
+  appendServerMessage,
   decodeClientFrame as decodeClient,
   decodeServerFrame as decodeServer,
-  encodeClientFrame,
-  encodeServerFrame,
   type FrameLimits,
 } from './generated/frames.js';
 import { FRAME_BYTES_MAX, FRAME_MESSAGES_MAX } from './limits.js';
-import { WireFormatError } from './wire-format.js';
+import { WireFormatError, WireWriter } from './wire-format.js';
 
-export { encodeClientFrame, encodeServerFrame };
+export { appendClientMessage, appendServerMessage };
 
 const PATH = '/fabrickv.v1.FabricKV/Session';
 
@@ -27,10 +27,21 @@ export type Received<Message> = readonly Message[] | FabricKvError;
  * Of a client's frame: decoding is what a hostile one makes expensive, and 1 MiB of empty fields would take 20 ms. An honest
  * full frame of 4,096 GETs with a sink has about 45,000 fields.
  */
-const CLIENT_LIMITS: FrameLimits = { messagesMax: FRAME_MESSAGES_MAX, fieldsMax: FRAME_MESSAGES_MAX * 16 };
+const CLIENT_LIMITS: FrameLimits = {
+  messagesMax: FRAME_MESSAGES_MAX,
+  fieldsMax: FRAME_MESSAGES_MAX * 16,
+  copiedBytesMax: 0,
+};
+
+/** A client has values of up to this length for itself; those that are longer are views of the frame that they came in. */
+export const OWN_BYTES_MAX = 2048;
 
 /** Of a server's: a grant may have tens of thousands of extents, and a client believes its server. */
-const SERVER_LIMITS: FrameLimits = { messagesMax: FRAME_BYTES_MAX, fieldsMax: FRAME_BYTES_MAX };
+const SERVER_LIMITS: FrameLimits = {
+  messagesMax: FRAME_BYTES_MAX,
+  fieldsMax: FRAME_BYTES_MAX,
+  copiedBytesMax: OWN_BYTES_MAX,
+};
 
 function decode<Message>(
   bytes: Buffer,
@@ -43,6 +54,20 @@ function decode<Message>(
     const problem = error instanceof WireFormatError ? `: ${error.message}` : '';
     return new FabricKvError('ERR_FABRICKV_PROTOCOL', `malformed frame${problem}`, { cause: error });
   }
+}
+
+/** Encodes the messages of one frame to a server. */
+export function encodeClientFrame(messages: readonly ClientMessage[]): Buffer {
+  const frame = new WireWriter();
+  for (const message of messages) appendClientMessage(message, frame);
+  return frame.take();
+}
+
+/** Encodes the messages of one frame to a client. */
+export function encodeServerFrame(messages: readonly ServerMessage[]): Buffer {
+  const frame = new WireWriter();
+  for (const message of messages) appendServerMessage(message, frame);
+  return frame.take();
 }
 
 /** Decodes a frame from a client; never throws, so that a malformed one ends with an error of ours, not of gRPC's. */

@@ -4,6 +4,7 @@
  */
 
 import { DATA_IN_FLIGHT_BYTES_MAX, FRAME_BYTES_TARGET, FRAME_MESSAGES_MAX } from './limits.js';
+import { WireWriter } from './wire-format.js';
 
 /** The part of a gRPC stream that frames are written to. */
 export interface FrameSink {
@@ -19,39 +20,36 @@ export interface DataSource<Message> {
 
 /** Batches messages into frames and keeps Data from standing in their way. */
 export class FrameWriter<Message> {
-  private queue: Message[] = [];
-  private queuedBytes = 0;
+  private readonly frame = new WireWriter();
+  private messages = 0;
   private flushScheduled = false;
   private readonly sources: DataSource<Message>[] = [];
   private dataInFlightBytes = 0;
   private writable = true;
+  private readonly onTurnEnd = (): void => {
+    this.flushScheduled = false;
+    this.flush();
+  };
   private ended = false;
 
   constructor(
     private readonly sink: FrameSink,
-    private readonly encode: (messages: Message[]) => Buffer,
+    private readonly append: (message: Message, frame: WireWriter) => void,
     /** Told when the stream takes no more for now, and when it does again. */
     private readonly onWritable: (writable: boolean) => void = () => undefined,
   ) {}
 
-  /**
-   * Queues a message for the frame of this turn.
-   *
-   * @param sizeBytes about how long it is, encoded: it decides only where a frame ends
-   */
-  send(message: Message, sizeBytes: number): void {
+  /** Adds a message to the frame of this turn. It is encoded at once: what it refers to is the caller's again. */
+  send(message: Message): void {
     if (this.ended) return;
-    this.queue.push(message);
-    this.queuedBytes += sizeBytes;
-    if (this.queue.length >= FRAME_MESSAGES_MAX || this.queuedBytes >= FRAME_BYTES_TARGET) {
+    this.append(message, this.frame);
+    this.messages += 1;
+    if (this.messages >= FRAME_MESSAGES_MAX || this.frame.sizeBytes >= FRAME_BYTES_TARGET) {
       this.flush();
     } else if (!this.flushScheduled) {
       this.flushScheduled = true;
       // After everything that this turn still has to say, before the loop goes on.
-      queueMicrotask(() => {
-        this.flushScheduled = false;
-        this.flush();
-      });
+      queueMicrotask(this.onTurnEnd);
     }
   }
 
@@ -64,17 +62,15 @@ export class FrameWriter<Message> {
 
   /** Writes what is queued now, for the last words of a session. */
   flush(): void {
-    if (this.ended || this.queue.length === 0) return;
-    const messages = this.queue;
-    this.queue = [];
-    this.queuedBytes = 0;
-    this.write(this.encode(messages));
+    if (this.ended || this.messages === 0) return;
+    this.messages = 0;
+    this.write(this.frame.take());
   }
 
   /** Sends nothing more; what is queued is dropped. */
   end(): void {
     this.ended = true;
-    this.queue = [];
+    this.messages = 0;
     this.sources.length = 0;
   }
 
@@ -100,7 +96,8 @@ export class FrameWriter<Message> {
       if (piece === undefined) continue;
       this.sources.push(source);
       this.dataInFlightBytes += piece.sizeBytes;
-      this.write(this.encode([piece.message]), () => {
+      this.append(piece.message, this.frame);
+      this.write(this.frame.take(), () => {
         this.dataInFlightBytes -= piece.sizeBytes;
         this.pump();
       });

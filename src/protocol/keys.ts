@@ -10,13 +10,14 @@ import { KEY_BYTES_MAX } from './limits.js';
 export type Key = string | Uint8Array;
 
 /**
- * A key as bytes.
+ * A key as bytes: a view of the caller's, where it gives bytes.
  *
  * @throws ERR_FABRICKV_INVALID_KEY when it is empty or too long
  */
 export function keyBytes(key: Key): Buffer {
-  const bytes =
-    typeof key === 'string' ? Buffer.from(key, 'utf8') : Buffer.from(key.buffer, key.byteOffset, key.length);
+  let bytes: Buffer;
+  if (typeof key === 'string') bytes = Buffer.from(key, 'utf8');
+  else bytes = Buffer.isBuffer(key) ? key : Buffer.from(key.buffer, key.byteOffset, key.length);
   checkKey(bytes);
   return bytes;
 }

@@ -5,6 +5,7 @@
 
 import type { Logger } from 'pino';
 import type { KeyFormatter } from './keys.js';
+import { turnNowMs } from './turn-clock.js';
 
 /** The stages of a client's operations, with the message of each. */
 export const CLIENT_STAGES = {
@@ -91,6 +92,8 @@ export interface TraceContext {
   readonly side: 'client' | 'server';
   readonly logger: Logger;
   readonly formatKey: KeyFormatter;
+  /** Whose operations they are: the client's id, as it begins request ids. */
+  readonly requestIdPrefix: string;
   /** The other side, as people would look for it. */
   readonly peer: string;
   /** The provider of the session's data plane; undefined when it is inline-only. */
@@ -101,8 +104,8 @@ export interface TraceContext {
 const LARGE_BYTES = 1024 * 1024;
 
 /**
- * The trace of one operation: where it is, since when, and the log lines of its stages. Costs two assignments a stage
- * while debug logging is off.
+ * The trace of one operation: where it is, since when, and the log lines of its stages. Costs some assignments a stage while
+ * debug logging is off; what is at debug when an operation begins is so until it ends.
  */
 export class OperationTrace {
   stage: Stage;
@@ -113,32 +116,41 @@ export class OperationTrace {
   /** It reads one of many ranges of a value: its last stage is no news by itself, and logged at debug. */
   isRange = false;
   readonly startedAtMs: number;
+  private readonly isDebug: boolean;
 
   constructor(
     private readonly context: TraceContext,
     readonly op: OperationKind,
-    readonly requestId: () => string,
+    /** On the wire, of its current request. */
+    public operationId: number,
     readonly key: Uint8Array | undefined,
     first: Stage,
   ) {
-    this.startedAtMs = performance.now();
+    this.isDebug = context.logger.isLevelEnabled('debug');
+    this.startedAtMs = this.nowMs();
     this.stage = first;
     this.stageSinceMs = this.startedAtMs;
-    this.log('debug', {});
+    if (this.isDebug) this.log('debug', undefined);
+  }
+
+  /** `clientId-operationId`, the same on both sides. */
+  get requestId(): string {
+    return `${this.context.requestIdPrefix}-${this.operationId}`;
   }
 
   /** The operation has reached a stage. */
-  mark(stage: Stage, fields: StageFields = {}): void {
+  mark(stage: Stage, fields?: StageFields): void {
     this.stage = stage;
-    this.stageSinceMs = performance.now();
-    this.log('debug', fields);
+    this.stageSinceMs = this.nowMs();
+    if (this.isDebug) this.log('debug', fields);
   }
 
   /** The operation's last stage: at info for a large transfer, at debug for a small one. */
-  finish(stage: Stage, fields: StageFields = {}): void {
+  finish(stage: Stage, fields?: StageFields): void {
+    const isLarge = (this.bytes ?? 0) >= LARGE_BYTES && !this.isRange;
     this.stage = stage;
-    this.stageSinceMs = performance.now();
-    this.log((this.bytes ?? 0) >= LARGE_BYTES && !this.isRange ? 'info' : 'debug', fields);
+    this.stageSinceMs = isLarge ? performance.now() : this.nowMs();
+    if (isLarge || this.isDebug) this.log(isLarge ? 'info' : 'debug', fields);
   }
 
   /** The operation has failed at its current stage, which the error keeps. */
@@ -153,13 +165,18 @@ export class OperationTrace {
     });
   }
 
-  private log(level: 'debug' | 'info' | 'warn', fields: StageFields): void {
+  /** Exactly where it is logged. */
+  private nowMs(): number {
+    return this.isDebug ? performance.now() : turnNowMs();
+  }
+
+  private log(level: 'debug' | 'info' | 'warn', fields: StageFields | undefined): void {
     const { logger, side, formatKey, peer, provider } = this.context;
     if (!logger.isLevelEnabled(level)) return;
     const messages: Readonly<Partial<Record<Stage, string>>> = side === 'client' ? CLIENT_STAGES : SERVER_STAGES;
     logger[level](
       {
-        requestId: this.requestId(),
+        requestId: this.requestId,
         op: this.op,
         stage: this.stage,
         key: this.key === undefined ? undefined : formatKey(this.key),

@@ -1,6 +1,6 @@
 /**
  * The protobuf wire format: what the generated codec of the session's frames (generated/frames.ts) is made of. A message is
- * measured first and then written into a Buffer of exactly its size; it is read in one pass, under a limit of fields.
+ * measured first, so that there is room for it, and then written; it is read in one pass, under a limit of fields.
  */
 
 import type { Long } from '@grpc/proto-loader';
@@ -110,18 +110,38 @@ export class Lengths {
   }
 }
 
-/** The second pass: writes into a Buffer that is as long as the first pass has found. */
+/** Frames are cut one after the other out of pieces of memory for so many frames of the last one's size, */
+const FRAMES_PER_CHUNK = 8;
+/** but of no more than this. */
+const CHUNK_BYTES_MAX = 64 * 1024;
+
+/** The second pass: collects messages until they are taken as one frame. */
 export class WireWriter {
-  readonly bytes: Buffer;
+  bytes: Buffer = NO_BYTES;
+  #begin = 0;
   #at = 0;
 
-  constructor(sizeBytes: number) {
-    this.bytes = Buffer.allocUnsafe(sizeBytes);
+  /** How long the frame is by now. */
+  get sizeBytes(): number {
+    return this.#at - this.#begin;
   }
 
-  /** Where the next byte goes. */
-  get at(): number {
-    return this.#at;
+  /** Makes room for so many more bytes, which may then be written. */
+  reserve(sizeBytes: number): void {
+    if (this.#at + sizeBytes <= this.bytes.length) return;
+    const wanted = this.sizeBytes + sizeBytes;
+    const chunk = Buffer.allocUnsafe(Math.max(wanted, Math.min(FRAMES_PER_CHUNK * wanted, CHUNK_BYTES_MAX)));
+    this.bytes.copy(chunk, 0, this.#begin, this.#at);
+    this.bytes = chunk;
+    this.#at -= this.#begin;
+    this.#begin = 0;
+  }
+
+  /** What has been written since the last time. */
+  take(): Buffer {
+    const frame = this.bytes.subarray(this.#begin, this.#at);
+    this.#begin = this.#at;
+    return frame;
   }
 
   varint(value: number): void {
@@ -180,6 +200,14 @@ export class WireWriter {
   }
 }
 
+/** What a {@link WireReader} goes by. */
+export interface ReaderLimits {
+  /** How many fields may be read, of all messages together. */
+  readonly fieldsMax: number;
+  /** Bytes of up to this length are copied, so that they keep no frame in memory; longer ones are views of the frame. */
+  readonly copiedBytesMax: number;
+}
+
 /** Reads the fields of a message. Nothing is read beyond the end of the message that is being read. */
 export class WireReader {
   /** Where the message ends that is being read. */
@@ -187,12 +215,13 @@ export class WireReader {
   #at = 0;
   #fieldsLeft: number;
   readonly #fieldsMax: number;
+  readonly #copiedBytesMax: number;
 
-  /** @param fieldsMax how many fields may be read, of all messages together */
   constructor(
     readonly bytes: Buffer,
-    fieldsMax: number,
+    { fieldsMax, copiedBytesMax }: ReaderLimits,
   ) {
+    this.#copiedBytesMax = copiedBytesMax;
     this.end = bytes.length;
     this.#fieldsLeft = fieldsMax;
     this.#fieldsMax = fieldsMax;
@@ -261,12 +290,16 @@ export class WireReader {
     return { low, high, unsigned: true } as Long;
   }
 
-  /** A view of the frame. @throws WireFormatError */
+  /** A view of the frame, or a copy. @throws WireFormatError */
   raw(): Buffer {
     const length = this.#length();
+    if (length === 0) return NO_BYTES;
     const from = this.#at;
     this.#at += length;
-    return length === 0 ? NO_BYTES : this.bytes.subarray(from, this.#at);
+    if (length > this.#copiedBytesMax) return this.bytes.subarray(from, this.#at);
+    const copy = Buffer.allocUnsafe(length);
+    this.bytes.copy(copy, 0, from, this.#at);
+    return copy;
   }
 
   /** @throws WireFormatError */

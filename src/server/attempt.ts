@@ -11,14 +11,19 @@ export function attempt(session: OperationTable, operationId: number, trace: Ope
   try {
     work();
   } catch (error) {
-    const failed = toFabricKvError(error).with({
-      stage: trace.stage,
-      outcome: trace.op === 'put' || trace.op === 'delete' ? 'not-applied' : undefined,
-    });
-    session.context.counters.failures += 1;
-    trace.fail(`${trace.op}.failed`, failed);
-    session.fail(operationId, failed);
+    failAttempt(session, operationId, trace, error);
   }
+}
+
+/** Answers an operation with the error that was thrown as it was begun. */
+export function failAttempt(session: OperationTable, operationId: number, trace: OperationTrace, error: unknown): void {
+  const failed = toFabricKvError(error).with({
+    stage: trace.stage,
+    outcome: trace.op === 'put' || trace.op === 'delete' ? 'not-applied' : undefined,
+  });
+  session.context.counters.failures += 1;
+  trace.fail(`${trace.op}.failed`, failed);
+  session.fail(operationId, failed);
 }
 
 /** @throws ERR_FABRICKV_SHUTTING_DOWN */

@@ -7,41 +7,100 @@ import { FabricKvError } from '../protocol/errors.js';
 import type { Get__Output } from '../protocol/generated/fabrickv/v1/Get.js';
 import { checkKey } from '../protocol/keys.js';
 import { DATA_BYTES_MAX } from '../protocol/limits.js';
-import type { OperationTrace } from '../protocol/stages.js';
+import type { OperationTrace, StageFields } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger, toThreshold } from '../protocol/wire.js';
-import { attempt, refuseDuplicate, refuseWhenStopping } from './attempt.js';
+import { failAttempt, refuseDuplicate, refuseWhenStopping } from './attempt.js';
 import { countGet, type GetRequest, getResult, InlineGet, RdmaGet, type ResolvedSink } from './get-operation.js';
 import type { Lease } from './leases.js';
 import type { OperationTable } from './operation.js';
 import type { Range } from './store/extent-allocator.js';
 import type { StoredValue } from './store/store.js';
 
+const FOUND_NOTHING: StageFields = { found: false };
+const INLINE_PATH: StageFields = { path: 'inline' };
+
 /** Serves a Get. */
 export function get(session: OperationTable, operationId: number, request: Get__Output): void {
   const trace = session.trace('get', operationId, request.key, 'get.received');
-  attempt(session, operationId, trace, () => {
+  try {
     const named = namedLease(session, request);
     trace.mark('get.lookup');
     const value = named?.value ?? lookUp(session, request);
-    if (value === undefined) {
-      session.context.counters.getsMissing += 1;
-      session.send(operationId, { result: { get: { found: false } } });
-      trace.finish('get.done', { found: false });
-      return;
-    }
-    const range = rangeOf(request, value.length);
-    trace.bytes = range.length;
-    trace.isRange = range.length < value.length;
-    if (range.length === value.length) trace.mark('get.found');
-    else trace.mark('get.found', { rangeOffset: range.offset, valueBytes: value.length });
-    // Under a lease that is named, whatever the answer is, its time begins anew.
-    named?.enter();
-    try {
-      serve(session, operationId, request, trace, { value, range, named });
-    } finally {
-      named?.leave();
-    }
+    if (value === undefined) missing(session, operationId, trace);
+    else if (isSmallWhole(request, value)) sendSmall(session, operationId, trace, value);
+    else getValue(session, operationId, request, trace, value, named);
+  } catch (error) {
+    failAttempt(session, operationId, trace, error);
+  }
+}
+
+function missing(session: OperationTable, operationId: number, trace: OperationTrace): void {
+  session.context.counters.getsMissing += 1;
+  session.send(operationId, { result: { get: { found: false } } });
+  trace.finish('get.done', FOUND_NOTHING);
+}
+
+/** Whether all of the value is wanted, without a lease, and goes into one message: most of all requests, answered with as little ado as can be. */
+function isSmallWhole(
+  { rangeOffset, rangeLength, hold, leaseId, inlineMax }: Get__Output,
+  value: StoredValue,
+): boolean {
+  const { length } = value;
+  return (
+    length <= DATA_BYTES_MAX &&
+    !hold &&
+    isZero(leaseId) &&
+    isZero(rangeOffset) &&
+    isZero(rangeLength) &&
+    (inlineMax.high !== 0 || length <= inlineMax.low >>> 0)
+  );
+}
+
+function sendSmall(session: OperationTable, operationId: number, trace: OperationTrace, value: StoredValue): void {
+  const { counters, store } = session.context;
+  const { length, crc32c } = value;
+  trace.bytes = length;
+  trace.mark('get.found');
+  session.send(operationId, {
+    result: {
+      get: {
+        found: true,
+        length,
+        version: fromBigInt(value.version),
+        crc32c: crc32c ?? 0,
+        path: 'INLINE',
+        // Not copied: it is encoded in this call.
+        value: store.arena.whole(value.extents, 0, length),
+        rangeLength: length,
+        withoutCrc: crc32c === undefined,
+      },
+    },
   });
+  counters.getsInline += 1;
+  counters.bytesReadInline += length;
+  trace.finish('get.done', INLINE_PATH);
+}
+
+function getValue(
+  session: OperationTable,
+  operationId: number,
+  request: Get__Output,
+  trace: OperationTrace,
+  value: StoredValue,
+  named: Lease | undefined,
+): void {
+  const range = rangeOf(request, value.length);
+  trace.bytes = range.length;
+  trace.isRange = range.length < value.length;
+  if (range.length === value.length) trace.mark('get.found');
+  else trace.mark('get.found', { rangeOffset: range.offset, valueBytes: value.length });
+  // Under a lease that is named, whatever the answer is, its time begins anew.
+  named?.enter();
+  try {
+    serve(session, operationId, request, trace, { value, range, named });
+  } finally {
+    named?.leave();
+  }
 }
 
 interface Found {
@@ -98,14 +157,14 @@ function serve(
 
 /** @throws ERR_FABRICKV_LEASE_EXPIRED */
 function namedLease(session: OperationTable, { leaseId }: Get__Output): Lease | undefined {
-  return leaseId.low === 0 && leaseId.high === 0 ? undefined : session.leases.find(toBigInt(leaseId));
+  return isZero(leaseId) ? undefined : session.leases.find(toBigInt(leaseId));
 }
 
 /** @throws ERR_FABRICKV_INVALID_KEY, ERR_FABRICKV_VERSION_CHANGED */
 function lookUp({ context }: OperationTable, { namespace, key, onlyVersion }: Get__Output): StoredValue | undefined {
   checkKey(key);
   const value = context.store.lookup(namespace, key);
-  if (onlyVersion.low === 0 && onlyVersion.high === 0) return value;
+  if (isZero(onlyVersion)) return value;
   if (value?.version === toBigInt(onlyVersion)) return value;
   throw new FabricKvError(
     'ERR_FABRICKV_VERSION_CHANGED',
@@ -119,6 +178,10 @@ function rangeOf({ rangeOffset, rangeLength }: Get__Output, length: number): Ran
   const offset = Math.min(roughly(rangeOffset), length);
   const asked = roughly(rangeLength);
   return { offset, length: Math.min(asked === 0 ? Number.POSITIVE_INFINITY : asked, length - offset) };
+}
+
+function isZero({ low, high }: Long): boolean {
+  return low === 0 && high === 0;
 }
 
 /** Exact up to 2^53, and beyond that more than any value's length. */
@@ -151,11 +214,10 @@ function sendInOneMessage(
 ): void {
   const { counters, store } = session.context;
   const { value, range } = request;
-  // Copied, because the frame is encoded later in this turn, and the extent may have been freed by then.
-  const bytes = store.arena.copy(value.extents, range.offset, range.length);
   const result = getResult(request, 'INLINE');
-  result.value = bytes;
-  session.send(operationId, { result: { get: result } }, 64 + bytes.length);
+  // Not copied: it is encoded in this call.
+  result.value = store.arena.whole(value.extents, range.offset, range.length);
+  session.send(operationId, { result: { get: result } });
   countGet(counters, request, 'INLINE');
-  trace.finish('get.done', { path: 'inline' });
+  trace.finish('get.done', INLINE_PATH);
 }

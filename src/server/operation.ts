@@ -37,7 +37,8 @@ export interface OperationHost {
   readonly windows: SessionWindows | undefined;
   region(regionId: number): PeerRegion | undefined;
   trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace;
-  send(operationId: number, message: Omit<ServerMessage, 'operationId'>, sizeBytes?: number): void;
+  /** The message is the session's from then on. */
+  send(operationId: number, message: ServerMessage): void;
   sendData(source: DataSource<ServerMessage>): void;
   fail(operationId: number, error: FabricKvError, sinkBusy?: boolean): void;
   /** The operation is over: forget it. */

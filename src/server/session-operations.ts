@@ -31,14 +31,18 @@ const NEED_AN_ID: ReadonlySet<string> = new Set(['get', 'put', 'putOpen', 'putCo
  * thrown, and ends the session.
  */
 export function handleOperation(session: OperationTable, operationId: number, message: ClientMessage__Output): void {
-  const operation = session.operation(operationId);
   if (operationId === 0 && message.body !== undefined && NEED_AN_ID.has(message.body)) {
     session.fail(0, new FabricKvError('ERR_FABRICKV_PROTOCOL', `${message.body} without an operation_id`));
     return;
   }
-  if (message.get) get(session, operationId, message.get);
-  else if (message.put) put(session, operationId, message.put);
-  else if (message.putOpen) putOpen(session, operationId, message.putOpen);
+  if (message.body === 'get' && message.get) get(session, operationId, message.get);
+  else if (message.body === 'put' && message.put) put(session, operationId, message.put);
+  else handleOther(session, operationId, message);
+}
+
+function handleOther(session: OperationTable, operationId: number, message: ClientMessage__Output): void {
+  const operation = session.operation(operationId);
+  if (message.putOpen) putOpen(session, operationId, message.putOpen);
   else if (message.putCommit) putCommit(session, operationId, message.putCommit);
   else if (message.delete) remove(session, operationId, message.delete);
   else if (message.exists) exists(session, operationId, message.exists);
@@ -175,19 +179,15 @@ function ping(session: OperationTable, operationId: number): void {
   const { context } = session;
   const trace = session.trace('ping', operationId, undefined, 'ping.received');
   const counters = context.report();
-  session.send(
-    operationId,
-    {
-      result: {
-        pong: {
-          serverVersion: context.version,
-          uptimeMs: Math.round(performance.now() - context.startedAtMs),
-          sessions: counters['sessions'] ?? 0,
-          counters,
-        },
+  session.send(operationId, {
+    result: {
+      pong: {
+        serverVersion: context.version,
+        uptimeMs: Math.round(performance.now() - context.startedAtMs),
+        sessions: counters['sessions'] ?? 0,
+        counters,
       },
     },
-    1024,
-  );
+  });
   trace.finish('ping.done');
 }

@@ -4,7 +4,7 @@
 
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { FabricError, remoteAddress, remoteKey } from '../fabric/index.js';
-import { encodeServerFrame, type Received } from '../protocol/codec.js';
+import { appendServerMessage, type Received } from '../protocol/codec.js';
 import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
 import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
 import type { ClientMessage__Output } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
@@ -58,6 +58,11 @@ const LEASED_PART_OF_ARENA = 4;
 const TURN_MS_MAX = 10;
 /** Messages between two looks at the clock. */
 const CLOCK_INTERVAL = 16;
+/**
+ * And this many, so that the first answers are on their way, and the client at work on them, while the others are found:
+ * what a turn has written leaves when it ends.
+ */
+const TURN_MESSAGES_MAX = 256;
 
 /** One stream, from its Hello to its end. */
 export class Session implements OperationTable {
@@ -91,7 +96,7 @@ export class Session implements OperationTable {
       counters: context.counters,
       onEmpty: () => this.tellIfIdle(),
     });
-    this.writer = new FrameWriter(stream, encodeServerFrame, (writable) => {
+    this.writer = new FrameWriter(stream, appendServerMessage, (writable) => {
       // A client that does not read is not read from: its results would pile up here.
       this.writable = writable;
       if (writable) this.work();
@@ -99,6 +104,7 @@ export class Session implements OperationTable {
     });
     this.traceContext = {
       side: 'server',
+      requestIdPrefix: '',
       logger: context.logger,
       formatKey: context.formatKey,
       peer: stream.getPeer(),
@@ -141,11 +147,12 @@ export class Session implements OperationTable {
   }
 
   trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace {
-    return new OperationTrace(this.traceContext, op, () => `${hex64(this.clientId)}-${operationId}`, key, first);
+    return new OperationTrace(this.traceContext, op, operationId, key, first);
   }
 
-  send(operationId: number, message: Omit<ServerMessage, 'operationId'>, sizeBytes = 64): void {
-    this.writer.send({ operationId, ...message }, sizeBytes);
+  send(operationId: number, message: ServerMessage): void {
+    message.operationId = operationId;
+    this.writer.send(message);
   }
 
   sendData(source: DataSource<ServerMessage>): void {
@@ -156,7 +163,7 @@ export class Session implements OperationTable {
     if (error.code === 'ERR_FABRICKV_INTERNAL') {
       this.context.logger.error({ err: error, requestId: `${hex64(this.clientId)}-${operationId}` }, 'Internal error');
     }
-    this.send(operationId, { result: { failure: toFailure(error, sinkBusy) } }, 256);
+    this.send(operationId, { result: { failure: toFailure(error, sinkBusy) } });
   }
 
   /** An operation goes on beyond this turn. */
@@ -227,7 +234,8 @@ export class Session implements OperationTable {
     const turnEndsMs = performance.now() + TURN_MS_MAX;
     let handled = 0;
     for (const message of this.backlog) {
-      if (!this.writable || (handled % CLOCK_INTERVAL === 0 && performance.now() > turnEndsMs)) break;
+      if (!this.writable || handled === TURN_MESSAGES_MAX) break;
+      if (handled % CLOCK_INTERVAL === 0 && performance.now() > turnEndsMs) break;
       handled += 1;
       this.onMessage(message);
       // A message may end the session.
@@ -310,6 +318,7 @@ export class Session implements OperationTable {
     const name = hello.clientName.slice(0, CLIENT_NAME_MAX);
     this.traceContext = {
       ...this.traceContext,
+      requestIdPrefix: hex64(this.clientId),
       peer: name === '' ? this.traceContext.peer : `${name}@${this.traceContext.peer}`,
       provider: negotiated.provider,
     };

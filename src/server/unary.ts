@@ -132,12 +132,18 @@ function startTrace<Request extends KeyedRequest, Response>(
   call: ServerUnaryCall<Request, Response>,
 ): OperationTrace {
   calls += 1;
-  const requestId = `unary-${calls}`;
   const first: Stage = `${op}.received`;
   return new OperationTrace(
-    { side: 'server', logger: context.logger, formatKey: context.formatKey, peer: call.getPeer(), provider: undefined },
+    {
+      side: 'server',
+      requestIdPrefix: 'unary',
+      logger: context.logger,
+      formatKey: context.formatKey,
+      peer: call.getPeer(),
+      provider: undefined,
+    },
     op,
-    () => requestId,
+    calls,
     call.request.key,
     first,
   );

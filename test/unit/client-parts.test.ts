@@ -9,7 +9,7 @@ import { SizeMemory } from '../../src/client/size-memory.js';
 import { StateMachine } from '../../src/client/state-machine.js';
 import { ValueCrc } from '../../src/client/value-crc.js';
 import { crc32c } from '../../src/fabric/index.js';
-import { encodeClientFrame } from '../../src/protocol/codec.js';
+import { appendClientMessage } from '../../src/protocol/codec.js';
 import { FrameWriter } from '../../src/protocol/frame-writer.js';
 import type { ClientMessage } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
 import { DATA_BYTES_MAX, DATA_IN_FLIGHT_BYTES_MAX } from '../../src/protocol/limits.js';
@@ -70,7 +70,10 @@ describe('deadlines', () => {
     const deadlines = new Deadlines();
     const startMs = performance.now();
     const passed: number[] = [];
-    const entry = (ms: number) => ({ onDeadline: () => void passed.push(ms, performance.now() - startMs) });
+    const entry = (ms: number) => ({
+      deadlinePlace: -1,
+      onDeadline: () => void passed.push(ms, performance.now() - startMs),
+    });
     for (const ms of [80, 20, 50]) deadlines.add(entry(ms), startMs + ms);
     const cancelled = entry(30);
     deadlines.cancel(cancelled, deadlines.add(cancelled, startMs + 30));
@@ -93,7 +96,10 @@ describe('deadlines', () => {
     const deadlines = new Deadlines();
     const second = new Promise<void>((resolve) => {
       deadlines.add(
-        { onDeadline: () => void deadlines.add({ onDeadline: resolve }, performance.now() + 5) },
+        {
+          deadlinePlace: -1,
+          onDeadline: () => void deadlines.add({ deadlinePlace: -1, onDeadline: resolve }, performance.now() + 5),
+        },
         performance.now() + 5,
       );
     });
@@ -204,7 +210,7 @@ describe('a large inline PUT', () => {
 
   test('goes out in pieces of 64 KiB, at most 256 KiB of them at a time', () => {
     const sink = new TestSink();
-    const writer = new FrameWriter<ClientMessage>(sink, encodeClientFrame);
+    const writer = new FrameWriter<ClientMessage>(sink, appendClientMessage);
     const { data } = putOf(1024 * 1024);
     writer.sendData(data);
     assert.equal(sink.frames.length, DATA_IN_FLIGHT_BYTES_MAX / DATA_BYTES_MAX);

@@ -121,7 +121,7 @@ class RailClient implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const operation of [...this.core.operations]) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
+    for (const operation of this.core.operations.toArray()) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
     await this.core.connection.close();
     this.core.close();
     this.region.close();
@@ -239,7 +239,7 @@ describe('a value that is read in ranges', () => {
       key,
       call: parseCallOptions({}, core.settings),
       memory,
-      trace: new OperationTrace(core.trace, 'get', () => 'id', key, 'get.start'),
+      trace: new OperationTrace(core.trace, 'get', 1, key, 'get.start'),
       firstOperationId: 1,
       deadlineMs: () => 1000,
       events: { onDone: never, onAbsent: never, onTooLong: never, onFailed: never, onProgress: never },

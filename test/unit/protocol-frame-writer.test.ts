@@ -7,8 +7,9 @@ import {
   FRAME_BYTES_TARGET,
   FRAME_MESSAGES_MAX,
 } from '../../src/protocol/limits.js';
+import type { WireWriter } from '../../src/protocol/wire-format.js';
 
-/** The writing half of a stream, whose flow the test decides. Frames are JSON lists of the messages' names. */
+/** The writing half of a stream, whose flow the test decides. A message is a name and the end of a line. */
 class Sink implements FrameSink {
   readonly frames: string[][] = [];
   writable = true;
@@ -16,7 +17,13 @@ class Sink implements FrameSink {
   private readonly draining: (() => void)[] = [];
 
   write(bytes: Buffer, callback?: () => void): boolean {
-    this.frames.push(JSON.parse(bytes.toString()) as string[]);
+    this.frames.push(
+      bytes
+        .toString()
+        .split('\n')
+        .slice(0, -1)
+        .map((name) => name.trimEnd()),
+    );
     if (callback !== undefined) this.written.push(callback);
     return this.writable;
   }
@@ -44,7 +51,11 @@ class Sink implements FrameSink {
   }
 }
 
-const encode = (messages: string[]): Buffer => Buffer.from(JSON.stringify(messages));
+function append(message: string, frame: WireWriter): void {
+  const bytes = Buffer.from(`${message}\n`);
+  frame.reserve(bytes.length);
+  for (const byte of bytes) frame.varint(byte);
+}
 
 /** A value of so many pieces, and how many of them have been read. */
 function source(name: string, pieces: number): DataSource<string> & { read: number } {
@@ -67,20 +78,20 @@ async function turn(): Promise<void> {
 
 test('what one turn has to say leaves in one frame', async () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
-  writer.send('a', 10);
-  writer.send('b', 10);
+  const writer = new FrameWriter<string>(sink, append);
+  writer.send('a');
+  writer.send('b');
   assert.deepEqual(sink.frames, []);
   await turn();
-  writer.send('c', 10);
+  writer.send('c');
   await turn();
   assert.deepEqual(sink.frames, [['a', 'b'], ['c']]);
 });
 
 test('a frame ends at its size and at its number of messages', async () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
-  for (let i = 0; i < 5; i++) writer.send(`big${i}`, FRAME_BYTES_TARGET / 2);
+  const writer = new FrameWriter<string>(sink, append);
+  for (let i = 0; i < 5; i++) writer.send(`big${i}`.padEnd(FRAME_BYTES_TARGET / 2));
   assert.deepEqual(sink.frames, [
     ['big0', 'big1'],
     ['big2', 'big3'],
@@ -89,8 +100,8 @@ test('a frame ends at its size and at its number of messages', async () => {
   assert.deepEqual(sink.frames[2], ['big4']);
 
   const many = new Sink();
-  const counter = new FrameWriter<string>(many, encode);
-  for (let i = 0; i < 2 * FRAME_MESSAGES_MAX + 1; i++) counter.send('m', 1);
+  const counter = new FrameWriter<string>(many, append);
+  for (let i = 0; i < 2 * FRAME_MESSAGES_MAX + 1; i++) counter.send('m');
   await turn();
   assert.deepEqual(
     many.frames.map((frame) => frame.length),
@@ -100,7 +111,7 @@ test('a frame ends at its size and at its number of messages', async () => {
 
 test('Data goes in order, a piece a frame, up to its cap, and on as the transport takes it', () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
+  const writer = new FrameWriter<string>(sink, append);
   const value = source('a', 10);
   writer.sendData(value);
   assert.equal(value.read, PIECES_IN_FLIGHT);
@@ -119,7 +130,7 @@ test('Data goes in order, a piece a frame, up to its cap, and on as the transpor
 
 test('values take turns', () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
+  const writer = new FrameWriter<string>(sink, append);
   // The first one fills what may be in flight; from then on they alternate.
   writer.sendData(source('a', 8));
   writer.sendData(source('b', 4));
@@ -130,11 +141,11 @@ test('values take turns', () => {
 
 test('small messages pass a large value', async () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
-  writer.send('before', 10);
+  const writer = new FrameWriter<string>(sink, append);
+  writer.send('before');
   writer.sendData(source('a', 100));
   assert.deepEqual(sink.messages, ['before', 'a1', 'a2', 'a3', 'a4']);
-  writer.send('after', 10);
+  writer.send('after');
   await turn();
   assert.equal(sink.messages.at(-1), 'after');
   assert.equal(sink.messages.length, 6);
@@ -143,7 +154,7 @@ test('small messages pass a large value', async () => {
 test('no Data after the stream is full, until it drains', async () => {
   const sink = new Sink();
   const told: boolean[] = [];
-  const writer = new FrameWriter<string>(sink, encode, (writable) => told.push(writable));
+  const writer = new FrameWriter<string>(sink, append, (writable) => told.push(writable));
   sink.writable = false;
   const value = source('a', 100);
   writer.sendData(value);
@@ -153,7 +164,7 @@ test('no Data after the stream is full, until it drains', async () => {
   writer.sendData(source('b', 1));
   assert.deepEqual(sink.messages, ['a1'], 'only what was written before it was full');
   // What is small goes all the same, and nobody listens twice.
-  writer.send('small', 10);
+  writer.send('small');
   await turn();
   assert.deepEqual(sink.messages, ['a1', 'small']);
   assert.equal(sink.waitingForDrain, 1);
@@ -164,7 +175,7 @@ test('no Data after the stream is full, until it drains', async () => {
 
 test('a value that is not wanted any more makes room for the next', () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
+  const writer = new FrameWriter<string>(sink, append);
   let wanted = true;
   const endless = source('a', 1000);
   writer.sendData({ next: () => (wanted ? endless.next() : undefined) });
@@ -176,13 +187,13 @@ test('a value that is not wanted any more makes room for the next', () => {
 
 test('nothing leaves after the end', async () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
+  const writer = new FrameWriter<string>(sink, append);
   const value = source('a', 100);
   writer.sendData(value);
-  writer.send('queued', 10);
+  writer.send('queued');
   writer.end();
   const written = sink.frames.length;
-  writer.send('late', 10);
+  writer.send('late');
   writer.sendData(source('b', 1));
   writer.flush();
   sink.take(4);
@@ -194,8 +205,8 @@ test('nothing leaves after the end', async () => {
 
 test('last words are written by a flush before the end', () => {
   const sink = new Sink();
-  const writer = new FrameWriter<string>(sink, encode);
-  writer.send('goodbye', 10);
+  const writer = new FrameWriter<string>(sink, append);
+  writer.send('goodbye');
   writer.flush();
   writer.end();
   assert.deepEqual(sink.messages, ['goodbye']);

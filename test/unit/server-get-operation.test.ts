@@ -69,9 +69,9 @@ class Bench implements OperationHost {
 
   trace(_op: 'get', operationId: number): OperationTrace {
     return new OperationTrace(
-      { side: 'server', logger, formatKey: String, peer: '', provider: 'tcp' },
+      { side: 'server', requestIdPrefix: 'client', logger, formatKey: String, peer: '', provider: 'tcp' },
       'get',
-      () => String(operationId),
+      operationId,
       KEY,
       'get.received',
     );

@@ -48,6 +48,8 @@ export interface ArenaUsage {
   readonly quarantinedBytes: number;
 }
 
+const NO_BYTES = Buffer.alloc(0);
+
 /** Hands out extents and takes them back. */
 export class Arena {
   private readonly allocator: ExtentAllocator;
@@ -170,7 +172,14 @@ export class Arena {
       }
       offset -= extent.length;
     }
-    return Buffer.alloc(0);
+    return NO_BYTES;
+  }
+
+  /** A range of the value: a view where it lies in one extent, otherwise a copy. The value must have it. */
+  whole(extents: readonly Extent[], offset: number, length: number): Buffer {
+    if (length === 0) return NO_BYTES;
+    const view = this.read(extents, offset, length);
+    return view.length === length ? view : this.copy(extents, offset, length);
   }
 
   /** A copy of `length` bytes of the value, from its byte `at`. The value must have them. */
