@@ -59,10 +59,14 @@ const TURN_MS_MAX = 10;
 /** Messages between two looks at the clock. */
 const CLOCK_INTERVAL = 16;
 /**
- * And this many, so that the first answers are on their way, and the client at work on them, while the others are found:
- * what a turn has written leaves when it ends.
+ * A turn handles this part of what is there, so that the first answers are on their way, and the client at work on them, while
+ * the others are found: what a turn has written leaves when it ends.
  */
-const TURN_MESSAGES_MAX = 256;
+const TURN_PART = 1 / 4;
+/** A turn costs as much as some ten messages: one that has no more than this left handles all of it. */
+const TURN_MESSAGES_MIN = 32;
+/** The stream is not read while more than this waits to be handled. */
+const BACKLOG_MESSAGES_MAX = 1024;
 
 /** One stream, from its Hello to its end. */
 export class Session implements OperationTable {
@@ -78,8 +82,14 @@ export class Session implements OperationTable {
   private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
   private traceContext: TraceContext;
   private sessionWindows: SessionWindows | undefined;
-  /** What is left of the last frame: the stream is not read until it is handled. */
+  /** What has been received and not been handled. */
   private readonly backlog: ClientMessage__Output[] = [];
+  private turnMessages = TURN_MESSAGES_MIN;
+  private workScheduled = false;
+  private readonly nextTurn = (): void => {
+    this.workScheduled = false;
+    this.work();
+  };
   private writable = true;
   private idleCallback: (() => void) | undefined;
 
@@ -225,7 +235,8 @@ export class Session implements OperationTable {
       return;
     }
     for (const message of frame) this.backlog.push(message);
-    this.work();
+    this.turnMessages = Math.max(TURN_MESSAGES_MIN, Math.ceil(this.backlog.length * TURN_PART));
+    if (!this.workScheduled) this.work();
   }
 
   /** Handles what has been received, as far as the stream takes the answers, in turns that leave the loop time. */
@@ -234,7 +245,7 @@ export class Session implements OperationTable {
     const turnEndsMs = performance.now() + TURN_MS_MAX;
     let handled = 0;
     for (const message of this.backlog) {
-      if (!this.writable || handled === TURN_MESSAGES_MAX) break;
+      if (!this.writable || handled === this.turnMessages) break;
       if (handled % CLOCK_INTERVAL === 0 && performance.now() > turnEndsMs) break;
       handled += 1;
       this.onMessage(message);
@@ -242,12 +253,11 @@ export class Session implements OperationTable {
       if (this.ended) return;
     }
     this.backlog.splice(0, handled);
-    if (this.backlog.length === 0) {
-      if (this.writable) this.stream.resume();
-      return;
-    }
-    this.stream.pause();
-    if (this.writable) setImmediate(() => this.work());
+    if (this.writable && this.backlog.length <= BACKLOG_MESSAGES_MAX) this.stream.resume();
+    else this.stream.pause();
+    if (this.backlog.length === 0 || !this.writable || this.workScheduled) return;
+    this.workScheduled = true;
+    setImmediate(this.nextTurn);
   }
 
   private onMessage(message: ClientMessage__Output): void {
