@@ -23,12 +23,51 @@ interface Entry {
 
 type Waiter = (result: Result | undefined) => void;
 
+/**
+ * One client's results, in two generations: the older one goes as a whole when the younger is full. To strike the oldest off a
+ * Map one by one would cost more than a small PUT does, since a Map looks at all that it had before.
+ */
+class ClientResults {
+  private young = new Map<number, Entry>();
+  private old = new Map<number, Entry>();
+  private youngSinceMs = 0;
+  private lastAtMs = 0;
+
+  get size(): number {
+    return this.young.size + this.old.size;
+  }
+
+  get(operationId: number): Entry | undefined {
+    return this.young.get(operationId) ?? this.old.get(operationId);
+  }
+
+  /** Returns by how much the number of results has changed. */
+  add(operationId: number, entry: Entry): number {
+    const before = this.size;
+    const expiredBefore = entry.atMs - MUTATION_RESULT_KEPT_MS;
+    if (this.lastAtMs < expiredBefore) {
+      this.old = new Map();
+      this.young = new Map();
+    } else if (this.young.size >= MUTATION_RESULTS_PER_CLIENT_MAX || this.youngSinceMs < expiredBefore) {
+      this.old = this.young;
+      this.young = new Map();
+    }
+    if (this.young.size === 0) this.youngSinceMs = entry.atMs;
+    this.lastAtMs = entry.atMs;
+    this.old.delete(operationId);
+    this.young.set(operationId, entry);
+    return this.size - before;
+  }
+}
+
 /** Results by client id and operation id. */
 export class MutationHistory {
   // Maps keep insertion order: the first is the oldest.
-  private readonly clients = new Map<bigint, Map<number, Entry>>();
+  private readonly clients = new Map<bigint, ClientResults>();
   private readonly pending = new Map<bigint, Map<number, Waiter[]>>();
   private results = 0;
+  /** The client that was used last, which stands last in the map. */
+  private last: { readonly clientId: bigint; readonly results: ClientResults } | undefined;
 
   constructor(private readonly nowMs: () => number = () => performance.now()) {}
 
@@ -45,12 +84,13 @@ export class MutationHistory {
    * @returns false when there was none; `onResult` is never called then
    */
   find(clientId: bigint, operationId: number, onResult: Waiter): boolean {
-    const waiting = this.pending.get(clientId)?.get(operationId);
+    const waiting = this.waiting(clientId, operationId);
     if (waiting !== undefined) {
       waiting.push(onResult);
       return true;
     }
-    const entry = this.clients.get(clientId)?.get(operationId);
+    const results = this.last?.clientId === clientId ? this.last.results : this.clients.get(clientId);
+    const entry = results?.get(operationId);
     if (entry === undefined || this.nowMs() - entry.atMs > MUTATION_RESULT_KEPT_MS) return false;
     onResult(entry.result);
     return true;
@@ -62,7 +102,7 @@ export class MutationHistory {
    * @returns the error of one more; undefined while there may be more
    */
   crowd(clientId: bigint, operationId: number): FabricKvError | undefined {
-    const waiting = this.pending.get(clientId)?.get(operationId);
+    const waiting = this.waiting(clientId, operationId);
     if (waiting === undefined || waiting.length < WAITERS_MAX) return undefined;
     return new FabricKvError(
       'ERR_FABRICKV_RESOURCE_EXHAUSTED',
@@ -88,7 +128,12 @@ export class MutationHistory {
     }
   }
 
+  private waiting(clientId: bigint, operationId: number): Waiter[] | undefined {
+    return this.pending.size === 0 ? undefined : this.pending.get(clientId)?.get(operationId);
+  }
+
   private endPending(clientId: bigint, operationId: number): readonly Waiter[] {
+    if (this.pending.size === 0) return [];
     const pending = this.pending.get(clientId);
     const waiting = pending?.get(operationId);
     if (pending === undefined || waiting === undefined) return [];
@@ -98,29 +143,22 @@ export class MutationHistory {
   }
 
   private keep(clientId: bigint, operationId: number, entry: Entry): void {
-    const entries = this.clients.get(clientId) ?? new Map<number, Entry>();
-    // The client that was used last stands last.
-    this.clients.delete(clientId);
-    this.clients.set(clientId, entries);
-    this.results += entries.delete(operationId) ? 0 : 1;
-    entries.set(operationId, entry);
-    this.trim(entries);
+    let results = this.last?.clientId === clientId ? this.last.results : undefined;
+    if (results === undefined) {
+      results = this.clients.get(clientId) ?? new ClientResults();
+      this.clients.delete(clientId);
+      this.clients.set(clientId, results);
+      this.last = { clientId, results };
+    }
+    this.results += results.add(operationId, entry);
     while (this.clients.size > MUTATION_CLIENTS_MAX || this.results > MUTATION_RESULTS_MAX) this.dropOldestClient();
   }
 
-  private trim(entries: Map<number, Entry>): void {
-    const expiredBefore = this.nowMs() - MUTATION_RESULT_KEPT_MS;
-    for (const [operationId, { atMs }] of entries) {
-      if (entries.size <= MUTATION_RESULTS_PER_CLIENT_MAX && atMs >= expiredBefore) return;
-      entries.delete(operationId);
-      this.results -= 1;
-    }
-  }
-
   private dropOldestClient(): void {
-    for (const [clientId, entries] of this.clients) {
+    for (const [clientId, results] of this.clients) {
       this.clients.delete(clientId);
-      this.results -= entries.size;
+      this.results -= results.size;
+      if (this.last?.clientId === clientId) this.last = undefined;
       return;
     }
   }

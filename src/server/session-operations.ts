@@ -12,9 +12,9 @@ import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
 import type { Stat__Output } from '../protocol/generated/fabrickv/v1/Stat.js';
 import { checkKey } from '../protocol/keys.js';
 import { DATA_BYTES_MAX } from '../protocol/limits.js';
-import type { OperationTrace } from '../protocol/stages.js';
+import type { OperationTrace, StageFields } from '../protocol/stages.js';
 import { fromBigInt, toBigInt, toSafeInteger } from '../protocol/wire.js';
-import { attempt, refuseDuplicate, refuseWhenStopping, replay } from './attempt.js';
+import { attempt, failAttempt, refuseDuplicate, refuseWhenStopping, replay } from './attempt.js';
 import { get } from './get.js';
 import { InlinePut } from './inline-put.js';
 import { checkLength, refuseOptions, remember } from './mutations.js';
@@ -71,12 +71,14 @@ function handleOther(session: OperationTable, operationId: number, message: Clie
   }
 }
 
+const INLINE_PATH: StageFields = { path: 'inline' };
+
 function put(session: OperationTable, operationId: number, request: Put__Output): void {
   const { context } = session;
   const trace = session.trace('put', operationId, request.key, 'put.received');
   trace.bytes = request.value.length;
   if (replay(session, operationId, () => put(session, operationId, request))) return;
-  attempt(session, operationId, trace, () => {
+  try {
     checkKey(request.key);
     refuseOptions(request.options);
     refuseWhenStopping(session);
@@ -89,16 +91,18 @@ function put(session: OperationTable, operationId: number, request: Put__Output)
     }
     trace.mark('put.verified');
     const { length } = request.value;
-    const store = (extents: readonly Extent[]): void => storeInline(session, operationId, request, extents, trace);
     const free = context.store.arena.allocate(length);
     if (free !== undefined) {
-      store(free);
+      storeInline(session, operationId, request, free, trace);
       return;
     }
+    const store = (extents: readonly Extent[]): void => storeInline(session, operationId, request, extents, trace);
     refuseDuplicate(session, operationId);
     const timeoutMs = session.timeoutMs(request.deadlineMs);
     new InlinePut(session, operationId, trace, { length, timeoutMs, store }).start();
-  });
+  } catch (error) {
+    failAttempt(session, operationId, trace, error);
+  }
 }
 
 function storeInline(
@@ -117,7 +121,7 @@ function storeInline(
   context.counters.putsInline += 1;
   context.counters.bytesWrittenInline += value.length;
   session.send(operationId, { result });
-  trace.finish('put.done', { path: 'inline' });
+  trace.finish('put.done', INLINE_PATH);
 }
 
 function remove(session: OperationTable, operationId: number, request: Delete__Output): void {
