@@ -4,7 +4,8 @@
  */
 
 import { FabricKvError } from '../protocol/errors.js';
-import { DATA_BYTES_MAX, OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
+import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
+import { DATA_BYTES_MAX, STREAM_SILENCE_MS_MAX } from '../protocol/limits.js';
 import { formatSize } from '../protocol/units.js';
 import { TRANSFER_RETRIES_MAX } from './limits.js';
 import type { ClientCore } from './operation.js';
@@ -18,6 +19,9 @@ import { ValueCrc } from './value-crc.js';
 
 /** A stream of unknown length that has to go inline is collected up to this length: Data has to say the length first. */
 const COLLECTED_BYTES_MAX = 64 * 1024 * 1024;
+
+/** So often the server hears of a stream that has room there; it gives up after three times as long. */
+const ROOM_RENEWAL_MS = STREAM_SILENCE_MS_MAX / 3;
 
 /** How much of a stream is kept in memory, and whether its end must have come by then. */
 interface Plan {
@@ -39,6 +43,10 @@ export class PutStreamOperation extends PutOperation {
   #movedMax = 0;
   /** and the attempts since then. */
   #attemptsSince = 0;
+  /** The bytes that this attempt has moved. */
+  #movedBytes = 0;
+  /** From PutOpen to the end of the attempt. */
+  #renewals: NodeJS.Timeout | undefined;
 
   /** @throws ERR_FABRICKV_INVALID_ARGUMENT */
   constructor(core: ClientCore, key: Buffer, source: StreamSource, length: number | undefined, call: CallSettings) {
@@ -58,7 +66,20 @@ export class PutStreamOperation extends PutOperation {
     else void this.guardAsync(() => this.#begin(session));
   }
 
+  protected override begin(session: Session, message: ClientMessage, payloadBytes: number): void {
+    super.begin(session, message, payloadBytes);
+    if (message.putOpen && !this.feed.inMemory) this.#renewRoom(session);
+  }
+
+  protected override failed(error: FabricKvError): void {
+    this.#endRenewals();
+    // The caller's time has not passed, only that of the room: it is as with any other grant that has ended.
+    const isUnheard = error.code === 'ERR_FABRICKV_DEADLINE' && !this.feed.inMemory;
+    super.failed(isUnheard ? unheard(error) : error);
+  }
+
   protected override sessionLost(): void {
+    this.#endRenewals();
     super.sessionLost();
     this.#reader?.interrupt();
     if (this.outcome() === 'unknown' || this.mayRepeat()) return;
@@ -70,6 +91,7 @@ export class PutStreamOperation extends PutOperation {
   }
 
   protected override release(): void {
+    this.#endRenewals();
     super.release();
     this.#reader?.close();
   }
@@ -79,6 +101,7 @@ export class PutStreamOperation extends PutOperation {
   }
 
   protected override progressed(bytes: number): void {
+    this.#movedBytes = bytes;
     if (bytes > this.#movedMax) {
       this.#movedMax = bytes;
       this.#attemptsSince = 0;
@@ -88,9 +111,12 @@ export class PutStreamOperation extends PutOperation {
     this.#keepTime();
   }
 
-  /** On the wire: the server cannot know how long the source may be silent. A client that is gone loses its session. */
+  /**
+   * On the wire. Of a stream it is short and renewed: nobody knows how long the source may be silent, and a client that is
+   * stopped must not keep its room. What was collected is not renewed, and the client's own time is the stricter.
+   */
   protected override get deadlineMs(): number {
-    return OPERATION_TIMEOUT_MS_MAX;
+    return this.feed.inMemory ? Math.max(super.deadlineMs, STREAM_SILENCE_MS_MAX) : STREAM_SILENCE_MS_MAX;
   }
 
   protected override get lateText(): string {
@@ -105,6 +131,27 @@ export class PutStreamOperation extends PutOperation {
   #keepTime(): void {
     if (this.#waitsForSource && !this.isMoving) this.holdTime();
     else this.releaseTime();
+  }
+
+  /**
+   * Whatever is waited for, not only a silent source: one that trickles says too little for a PutProgress of its own, and
+   * the server may be long in finding room.
+   */
+  #renewRoom(session: Session): void {
+    this.#endRenewals();
+    this.#movedBytes = 0;
+    const { operationId } = this;
+    this.#renewals = setInterval(() => {
+      // What is committed needs no room any more.
+      if (this.outcome() === 'unknown') this.#endRenewals();
+      else session.send({ operationId, putProgress: { bytesWritten: this.#movedBytes } });
+    }, ROOM_RENEWAL_MS);
+    this.#renewals.unref();
+  }
+
+  #endRenewals(): void {
+    clearInterval(this.#renewals);
+    this.#renewals = undefined;
   }
 
   async #begin(session: Session): Promise<void> {
@@ -173,6 +220,14 @@ export class PutStreamOperation extends PutOperation {
       { outcome: 'not-applied' },
     );
   }
+}
+
+function unheard(error: FabricKvError): FabricKvError {
+  return new FabricKvError(
+    'ERR_FABRICKV_GRANT_ENDED',
+    `the server heard nothing of the stream for ${STREAM_SILENCE_MS_MAX / 1000} s and took its room back: this process was stopped, or its event loop blocked. Give putStream a function that begins the stream anew, and it goes on by itself`,
+    { cause: error, outcome: error.outcome },
+  );
 }
 
 function opened(open: () => ByteStream): ByteStream {

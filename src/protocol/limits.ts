@@ -57,7 +57,7 @@ export const PUT_INLINE_THRESHOLD_DEFAULT = 32 * KIB;
 /** The server keeps the results of a client's mutations this long, so that a retry gets the first result. */
 export const MUTATION_RESULT_KEPT_MS = 120_000;
 
-/** The most mutation results kept per client; more than a client may have in flight and waiting. */
+/** So many of a client's last mutation results are kept at least, and twice as many at most; more than it may have in flight and waiting. */
 export const MUTATION_RESULTS_PER_CLIENT_MAX = 8192;
 
 /** The most clients whose mutation results are kept. */

@@ -109,15 +109,19 @@ export class PutOperation implements ActiveOperation, GrantUser {
     this.receivedBytes += data.bytes.length;
   }
 
-  /** The client has written so far: that much can be checked while it writes on. */
+  /** The client has sent so far, and is there still. What was written by RDMA can be checked while it writes on. */
   onProgress(bytesWritten: number): void {
-    if (this.state !== 'granted' || this.request.path !== 'RDMA') return;
-    if (bytesWritten > this.grantedBytes) {
-      this.fail(protocolError(`PutProgress of ${bytesWritten} bytes in a grant of ${this.grantedBytes}`));
+    // What was on its way when the operation ended, or follows its commit, is of no interest.
+    if (this.state === 'committing' || this.state === 'ended') return;
+    const inline = this.request.path === 'INLINE';
+    const bytesMax = inline ? this.receivedBytes : this.grantedBytes;
+    if (bytesWritten > bytesMax) {
+      const what = inline ? `after Data of ${bytesMax}` : `in a grant of ${bytesMax}`;
+      this.fail(protocolError(`PutProgress of ${bytesWritten} bytes ${what}`));
       return;
     }
     this.renew();
-    this.crc.advance(bytesWritten);
+    if (!inline) this.crc.advance(bytesWritten);
   }
 
   /** A streamed PUT wants more room. */
@@ -261,18 +265,14 @@ export class PutOperation implements ActiveOperation, GrantUser {
   private sendGrant(places: readonly GrantExtent[]): void {
     const first = this.state === 'opening';
     if (first) this.become('granted');
-    this.host.send(
-      this.operationId,
-      {
-        result: {
-          grant: {
-            extents: [...places],
-            expiresInMs: Math.max(1, Math.round(this.deadlineAtMs - performance.now())),
-          },
+    this.host.send(this.operationId, {
+      result: {
+        grant: {
+          extents: [...places],
+          expiresInMs: Math.max(1, Math.round(this.deadlineAtMs - performance.now())),
         },
       },
-      16 * places.length,
-    );
+    });
     if (first) this.trace.mark('put.granted');
   }
 

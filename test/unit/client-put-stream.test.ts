@@ -5,10 +5,11 @@ import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { closeStream } from '../../src/client/stream-reader.js';
 import { FabricKvError, KvClient, type StreamSource } from '../../src/index.js';
-import { OPERATION_TIMEOUT_MS_MAX } from '../../src/protocol/limits.js';
+import { STREAM_SILENCE_MS_MAX } from '../../src/protocol/limits.js';
+import { toSafeInteger } from '../../src/protocol/wire.js';
 import { SETTLE_SLACK_MS } from '../support/mode.js';
 import { waitFor } from '../support/wait-for.js';
-import { type Answer, TestPeer } from './client-test-peer.js';
+import { type Answer, idOf, type PeerSession, TestPeer } from './client-test-peer.js';
 
 async function rejection(promise: Promise<unknown>): Promise<FabricKvError> {
   const [outcome] = await Promise.allSettled([promise]);
@@ -94,7 +95,7 @@ describe('the time of a putStream', () => {
       assert.equal(stored.length, count * bytes);
     }
     const [open] = peer.last.of('putOpen');
-    assert.equal(open?.putOpen?.deadlineMs, OPERATION_TIMEOUT_MS_MAX);
+    assert.equal(open?.putOpen?.deadlineMs, STREAM_SILENCE_MS_MAX);
     assert.equal((await client.putStream('k', slowly(3, 100_000, 400), { timeoutMs: 300 })).length, 300_000);
   });
 
@@ -118,7 +119,7 @@ describe('the time of a putStream', () => {
   test('runs out when the stream is begun anew again and again, and never comes further', async () => {
     const peer = await TestPeer.start((message, session) => {
       if (message.putOpen) takesAll(message, session);
-      else if (message.data && Number(message.data.offset) >= 128 * 1024) session.crash();
+      else if (message.data && toSafeInteger(message.data.offset, 'offset') >= 128 * 1024) session.crash();
     });
     await using _peer = peer;
     await using client = await KvClient.connect({ serverAddr: peer.addr, provider: 'none' });
@@ -129,4 +130,162 @@ describe('the time of a putStream', () => {
     assert.ok(peer.sessions.length > 2, `${peer.sessions.length} sessions`);
     assert.ok(performance.now() - startMs < 10_000);
   });
+});
+
+/** A gate for a source to wait at. */
+function gate(): { readonly passed: Promise<void>; readonly open: () => void } {
+  let open = (): void => undefined;
+  const passed = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { passed, open };
+}
+
+/** What the PutProgress of a session said. */
+function progressOf(session: PeerSession): number[] {
+  return session
+    .of('putProgress')
+    .flatMap(({ putProgress }) => (putProgress ? [toSafeInteger(putProgress.bytesWritten, 'bytes_written')] : []));
+}
+
+/** Waits until so many bytes have come as Data. */
+async function dataCame(session: PeerSession, bytes: number): Promise<void> {
+  const came = (): number => session.of('data').reduce((sum, { data }) => sum + (data?.bytes.length ?? 0), 0);
+  await waitFor(() => came() === bytes, { what: `${bytes} bytes of Data` });
+}
+
+describe('the room of a putStream', () => {
+  const THIRD_MS = STREAM_SILENCE_MS_MAX / 3;
+
+  test('is asked for a short while and renewed while the source is silent, until the commit', async (t) => {
+    let commit = (): void => undefined;
+    await using peer = await TestPeer.start((message, session) => {
+      if (message.putCommit) commit = () => takesAll(message, session);
+      else takesAll(message, session);
+    });
+    await using client = await KvClient.connect({ serverAddr: peer.addr, provider: 'none' });
+    t.mock.timers.enable({ apis: ['setInterval'] });
+    const goOn = gate();
+    async function* pausing(): AsyncGenerator<Buffer> {
+      yield Buffer.alloc(100_000, 1);
+      await goOn.passed;
+      yield Buffer.alloc(100_000, 2);
+    }
+    const pending = client.putStream('k', pausing(), { length: 200_000 });
+    await waitFor(() => peer.sessions.length === 1, { what: 'the session' });
+    const { last } = peer;
+    await dataCame(last, 100_000);
+    t.mock.timers.tick(THIRD_MS - 1);
+    await client.put('after everything that was sent before', 'value');
+    assert.deepEqual(progressOf(last), []);
+    t.mock.timers.tick(1);
+    t.mock.timers.tick(2 * THIRD_MS);
+    await waitFor(() => progressOf(last).length >= 3, { what: 'the renewals' });
+    goOn.open();
+    await waitFor(() => last.of('putCommit').length === 1, { what: 'the commit' });
+    t.mock.timers.tick(10 * THIRD_MS);
+    commit();
+    assert.equal((await pending).length, 200_000);
+    t.mock.timers.tick(10 * THIRD_MS);
+    await client.put('after everything that was sent before', 'value');
+    assert.deepEqual(progressOf(last), [100_000, 100_000, 100_000]);
+    assert.equal(last.of('putOpen')[0]?.putOpen?.deadlineMs, STREAM_SILENCE_MS_MAX);
+  });
+
+  test('is renewed before it is granted too, and not after the call has ended', async (t) => {
+    await using peer = await TestPeer.start((message, session) => {
+      if (!message.putOpen) takesAll(message, session);
+    });
+    await using client = await KvClient.connect({ serverAddr: peer.addr, provider: 'none' });
+    t.mock.timers.enable({ apis: ['setInterval'] });
+    const controller = new AbortController();
+    const pending = rejection(
+      client.putStream('k', slowly(1, 100_000, 0), { length: 100_000, signal: controller.signal }),
+    );
+    await waitFor(() => peer.sessions[0]?.of('putOpen').length === 1, { what: 'the request' });
+    t.mock.timers.tick(THIRD_MS);
+    await waitFor(() => progressOf(peer.last).length === 1, { what: 'the renewal' });
+    controller.abort();
+    assert.equal((await pending).code, 'ERR_FABRICKV_CANCELLED');
+    t.mock.timers.tick(10 * THIRD_MS);
+    await client.put('after everything that was sent before', 'value');
+    assert.deepEqual(progressOf(peer.last), [0]);
+  });
+
+  test('is not renewed where all of the value is there: its time is that of any PUT, and no less than a stream`s', async (t) => {
+    await using peer = await TestPeer.start((message, session) => {
+      if (!message.putOpen) takesAll(message, session);
+    });
+    await using client = await KvClient.connect({ serverAddr: peer.addr, provider: 'none' });
+    t.mock.timers.enable({ apis: ['setInterval'] });
+    const controller = new AbortController();
+    const { signal } = controller;
+    const pending = [
+      client.putStream('k', slowly(1, 100_000, 0), { timeoutMs: 600_000, signal }),
+      client.putStream('k', slowly(1, 100_000, 0), { timeoutMs: 20_000, signal }),
+      client.put('k', Buffer.alloc(100_000), { signal }),
+    ].map(rejection);
+    await waitFor(() => peer.sessions[0]?.of('putOpen').length === 3, { what: 'the requests' });
+    t.mock.timers.tick(10 * THIRD_MS);
+    await client.put('after everything that was sent before', 'value');
+    assert.deepEqual(progressOf(peer.last), []);
+    const asked = peer.last.of('putOpen').map(({ putOpen }) => putOpen?.deadlineMs ?? 0);
+    assert.ok(
+      asked.some((ms) => ms > 500_000),
+      asked.join(', '),
+    );
+    assert.ok(
+      asked.every((ms) => ms > 25_000),
+      asked.join(', '),
+    );
+    controller.abort();
+    for (const error of await Promise.all(pending)) assert.equal(error.code, 'ERR_FABRICKV_CANCELLED');
+  });
+
+  for (const restartable of [false, true]) {
+    test(`that the server took back ${restartable ? 'is asked for anew, for a function' : 'ends the call'}`, async () => {
+      await using peer = await TestPeer.start(takesAll);
+      await using client = await KvClient.connect({ serverAddr: peer.addr, provider: 'none' });
+      const silence = gate();
+      let begun = 0;
+      let closed = 0;
+      async function* source(): AsyncGenerator<Buffer> {
+        const isFirst = ++begun === 1;
+        try {
+          yield Buffer.alloc(100_000, begun);
+          if (isFirst) await silence.passed;
+          yield Buffer.alloc(100_000, begun);
+        } finally {
+          closed += 1;
+        }
+      }
+      const pending = client.putStream('k', restartable ? source : source(), { length: 200_000 });
+      const rejected = restartable ? undefined : rejection(pending);
+      await waitFor(() => peer.sessions[0]?.of('data').length === 2, { what: 'the beginning' });
+      const { last } = peer;
+      await dataCame(last, 100_000);
+      const [open] = last.of('putOpen');
+      assert.ok(open);
+      // As a server does that has heard nothing of a client that was stopped.
+      last.result(open, {
+        failure: { code: 'ERR_FABRICKV_DEADLINE', message: 'silence', outcome: 'NOT_APPLIED', retryable: true },
+      });
+      if (rejected === undefined) {
+        const stored = await pending;
+        assert.deepEqual([begun, stored.length], [2, 200_000]);
+        const again = last.of('putOpen')[1];
+        assert.ok(again !== undefined && idOf(again) !== idOf(open), 'what was sent before must not be taken for it');
+        const sent = last.of('data').filter((message) => idOf(message) === idOf(again));
+        const bytes = Buffer.concat(sent.map(({ data }) => data?.bytes ?? Buffer.alloc(0)));
+        assert.ok(bytes.equals(Buffer.alloc(200_000, 2)), 'the value is of the second stream alone');
+      } else {
+        const error = await rejected;
+        assert.deepEqual([error.code, error.outcome, begun], ['ERR_FABRICKV_GRANT_ENDED', 'not-applied', 1]);
+        assert.match(error.message, /heard nothing .* function/);
+        assert.equal(last.of('putCommit').length, 0);
+      }
+      silence.open();
+      await waitFor(() => closed === begun, { what: 'the sources to be closed' });
+    });
+  }
 });

@@ -12,6 +12,7 @@ import type { PutInfo } from '../../src/client/value.js';
 import { crc32c, mapMemory } from '../../src/fabric/index.js';
 import { FabricKvError } from '../../src/index.js';
 import type { ClientMessage__Output } from '../../src/protocol/generated/fabrickv/v1/ClientMessage.js';
+import { STREAM_SILENCE_MS_MAX } from '../../src/protocol/limits.js';
 import { toSafeInteger } from '../../src/protocol/wire.js';
 import { waitFor } from '../support/wait-for.js';
 import { type Answer, idOf, type PeerSession, TestPeer } from './client-test-peer.js';
@@ -89,7 +90,7 @@ class WindowClient implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const operation of [...this.core.operations]) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
+    for (const operation of this.core.operations.toArray()) operation.fail(new FabricKvError('ERR_FABRICKV_CLOSED'));
     await this.core.connection.close();
     this.core.close();
     this.region.close();
@@ -438,6 +439,37 @@ describe('a stream into a grant', () => {
       [info.length, info.crc32c],
       [200_000, crc32c(Buffer.concat([Buffer.alloc(100_000, 1), Buffer.alloc(100_000, 2)]))],
     );
+  });
+
+  test('tells the server while it waits that it is there, with what has landed', async (t) => {
+    await using client = await WindowClient.connect((message, session) => {
+      if (message.putCommit) stored(session, message);
+      else room(message, session);
+    });
+    await client.offer(1, false, 64 * MIB);
+    t.mock.timers.enable({ apis: ['setInterval'] });
+    let goOn = (): void => undefined;
+    async function* pausing(): AsyncGenerator<Buffer> {
+      yield Buffer.alloc(100_000, 1);
+      await new Promise<void>((resolve) => {
+        goOn = resolve;
+      });
+      yield Buffer.alloc(100_000, 2);
+    }
+    const pending = client.putStream(pausing());
+    await waitFor(() => client.rail.writes.length === 1, { what: 'the first piece' });
+    t.mock.timers.tick(STREAM_SILENCE_MS_MAX / 3);
+    const { putProgress: first } = await client.received('putProgress');
+    assert.equal(toSafeInteger(first?.bytesWritten ?? nothing(), ''), 0, 'the write may still be on its way');
+    client.rail.writes[0]?.end();
+    await waitFor(() => client.core.pool?.transitBytes === 0, { what: 'the write to be known' });
+    t.mock.timers.tick(STREAM_SILENCE_MS_MAX / 3);
+    const { putProgress: second } = await client.received('putProgress', 2);
+    assert.equal(toSafeInteger(second?.bytesWritten ?? nothing(), ''), 100_000);
+    client.rail.completes = true;
+    goOn();
+    assert.equal((await pending).length, 200_000);
+    assert.equal(client.peer.last.of('putOpen')[0]?.putOpen?.deadlineMs, STREAM_SILENCE_MS_MAX);
   });
 
   test('fails when a write does not end in time, although its source is silent too', async () => {

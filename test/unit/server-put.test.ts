@@ -478,6 +478,52 @@ describe('a streamed PUT', () => {
     await bench.checkEmpty();
   });
 
+  test('keeps its room as long as it says so, however little there is to say, and no longer', async () => {
+    await using bench = await PutBench.open({ gate: new OperationGate(2, 1) });
+    const session = bench.session();
+    session.say(1, { putOpen: { key: KEY, path: 'RDMA', streamed: true, deadlineMs: 1000 } });
+    await session.grant(1);
+    session.say(1, { putMore: { length: MIB } });
+    await session.grant(1, 1);
+    session.say(2, { putOpen: { key: KEY, path: 'INLINE', length: 1000, deadlineMs: 1000 } });
+    await session.grant(2);
+    session.say(2, { data: { offset: 0, bytes: Buffer.alloc(10) } });
+    // It waits for its turn.
+    session.say(3, { putOpen: { key: KEY, path: 'RDMA', streamed: true, deadlineMs: 1000 } });
+    for (let i = 0; i < 4; i++) {
+      await sleep(400);
+      session.say(1, { putProgress: { bytesWritten: 0 } });
+      session.say(2, { putProgress: { bytesWritten: 10 } });
+      session.say(3, { putProgress: { bytesWritten: 0 } });
+    }
+    assert.deepEqual(session.failures, []);
+    assert.ok(bench.store.arena.usage.usedBytes >= MIB + 1000);
+    session.say(1, { putAbort: {} });
+    await session.grant(3);
+    await waitFor(() => session.failures.length === 2, { what: 'the deadlines of the others' });
+    assert.deepEqual(
+      session.failures.map(({ code, outcome }) => [code, outcome]),
+      Array(2).fill(['ERR_FABRICKV_DEADLINE', 'not-applied']),
+    );
+    // What was on its way changes nothing.
+    session.say(2, { putProgress: { bytesWritten: 1000 } });
+    session.say(3, { putProgress: { bytesWritten: 0 } });
+    assert.equal(session.failures.length, 2);
+    await bench.checkEmpty();
+    await session.end();
+  });
+
+  test('that says that it has written something before it has room fails', async () => {
+    await using bench = await PutBench.open({ gate: new OperationGate(1, 1) });
+    const session = bench.session();
+    await session.open(1, 1000);
+    session.say(2, { putOpen: { key: KEY, path: 'RDMA', streamed: true } });
+    session.say(2, { putProgress: { bytesWritten: 1 } });
+    assert.equal(session.lastFailure, 'ERR_FABRICKV_PROTOCOL');
+    await session.end();
+    await bench.checkEmpty();
+  });
+
   test('that is cancelled while it waits for room gives that back too', async () => {
     await using bench = await PutBench.open();
     const session = bench.session();

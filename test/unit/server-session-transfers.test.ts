@@ -25,6 +25,10 @@ describe('a PUT as Data', () => {
       send: (session) => session.send(piece(2, 0, bytes(65_536)), piece(2, 65_536, bytes(length))),
       code: 'ERR_FABRICKV_PROTOCOL',
     },
+    'progress beyond what has come': {
+      send: (session) => session.send(piece(2, 0, bytes(10)), { operationId: 2, putProgress: { bytesWritten: 11 } }),
+      code: 'ERR_FABRICKV_PROTOCOL',
+    },
     'a commit before all has come': {
       send: (session) =>
         session.send(piece(2, 0, bytes(10)), { operationId: 2, putCommit: { crc32c: crc32c(bytes(10)) } }),

@@ -250,8 +250,8 @@ export class BenchSession implements OperationTable {
   }
 
   trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace {
-    const context = { side: 'server', logger, formatKey: String, peer: '', provider: 'tcp' } as const;
-    return new OperationTrace(context, op, () => String(operationId), key, first);
+    const context = { side: 'server', requestIdPrefix: 'client', logger, formatKey: String, peer: '', provider: 'tcp' } as const;
+    return new OperationTrace(context, op, operationId, key, first);
   }
 
   send(operationId: number, message: Omit<ServerMessage, 'operationId'>): void {
