@@ -12,39 +12,39 @@ import {
   MUTATION_RESULTS_MAX,
   MUTATION_RESULTS_PER_CLIENT_MAX,
 } from '../protocol/limits.js';
+import { turnNowMs } from '../protocol/turn-clock.js';
 
 /** Retries of one mutation that wait for it: a client has one for each session that it lost meanwhile. */
 const WAITERS_MAX = 64;
 
-interface Entry {
-  readonly result: Result;
-  readonly atMs: number;
-}
-
 type Waiter = (result: Result | undefined) => void;
 
 /**
- * One client's results, in two generations: the older one goes as a whole when the younger is full. To strike the oldest off a
- * Map one by one would cost more than a small PUT does, since a Map looks at all that it had before.
+ * One client's results, in two generations: the older one goes as a whole when the younger is full or as old as results have
+ * to be kept. To strike the oldest off a Map one by one would cost more than a small PUT does, since a Map looks at all that it
+ * had before.
  */
 class ClientResults {
-  private young = new Map<number, Entry>();
-  private old = new Map<number, Entry>();
+  private young = new Map<number, Result>();
+  private old = new Map<number, Result>();
   private youngSinceMs = 0;
   private lastAtMs = 0;
+  /** No result has a higher id: most requests are told by that to be no retries. */
+  private idMax = 0;
 
   get size(): number {
     return this.young.size + this.old.size;
   }
 
-  get(operationId: number): Entry | undefined {
+  get(operationId: number, nowMs: number): Result | undefined {
+    if (operationId > this.idMax || this.lastAtMs < nowMs - MUTATION_RESULT_KEPT_MS) return undefined;
     return this.young.get(operationId) ?? this.old.get(operationId);
   }
 
   /** Returns by how much the number of results has changed. */
-  add(operationId: number, entry: Entry): number {
+  add(operationId: number, result: Result, nowMs: number): number {
     const before = this.size;
-    const expiredBefore = entry.atMs - MUTATION_RESULT_KEPT_MS;
+    const expiredBefore = nowMs - MUTATION_RESULT_KEPT_MS;
     if (this.lastAtMs < expiredBefore) {
       this.old = new Map();
       this.young = new Map();
@@ -52,10 +52,11 @@ class ClientResults {
       this.old = this.young;
       this.young = new Map();
     }
-    if (this.young.size === 0) this.youngSinceMs = entry.atMs;
-    this.lastAtMs = entry.atMs;
-    this.old.delete(operationId);
-    this.young.set(operationId, entry);
+    if (this.young.size === 0) this.youngSinceMs = nowMs;
+    this.lastAtMs = nowMs;
+    if (operationId > this.idMax) this.idMax = operationId;
+    else this.old.delete(operationId);
+    this.young.set(operationId, result);
     return this.size - before;
   }
 }
@@ -69,7 +70,7 @@ export class MutationHistory {
   /** The client that was used last, which stands last in the map. */
   private last: { readonly clientId: bigint; readonly results: ClientResults } | undefined;
 
-  constructor(private readonly nowMs: () => number = () => performance.now()) {}
+  constructor(private readonly nowMs: () => number = turnNowMs) {}
 
   /** How many results are kept. */
   get size(): number {
@@ -90,9 +91,9 @@ export class MutationHistory {
       return true;
     }
     const results = this.last?.clientId === clientId ? this.last.results : this.clients.get(clientId);
-    const entry = results?.get(operationId);
-    if (entry === undefined || this.nowMs() - entry.atMs > MUTATION_RESULT_KEPT_MS) return false;
-    onResult(entry.result);
+    const result = results?.get(operationId, this.nowMs());
+    if (result === undefined) return false;
+    onResult(result);
     return true;
   }
 
@@ -121,7 +122,7 @@ export class MutationHistory {
   /** What became of a mutation: its result, or undefined when it changed nothing. */
   settle(clientId: bigint, operationId: number, result: Result | undefined): void {
     const waiting = this.endPending(clientId, operationId);
-    if (result !== undefined) this.keep(clientId, operationId, { result, atMs: this.nowMs() });
+    if (result !== undefined) this.keep(clientId, operationId, result);
     // The first one may begin it anew; the others then wait for that.
     for (const onResult of waiting) {
       if (result !== undefined || !this.find(clientId, operationId, onResult)) onResult(result);
@@ -142,7 +143,7 @@ export class MutationHistory {
     return waiting;
   }
 
-  private keep(clientId: bigint, operationId: number, entry: Entry): void {
+  private keep(clientId: bigint, operationId: number, result: Result): void {
     let results = this.last?.clientId === clientId ? this.last.results : undefined;
     if (results === undefined) {
       results = this.clients.get(clientId) ?? new ClientResults();
@@ -150,7 +151,7 @@ export class MutationHistory {
       this.clients.set(clientId, results);
       this.last = { clientId, results };
     }
-    this.results += results.add(operationId, entry);
+    this.results += results.add(operationId, result, this.nowMs());
     while (this.clients.size > MUTATION_CLIENTS_MAX || this.results > MUTATION_RESULTS_MAX) this.dropOldestClient();
   }
 

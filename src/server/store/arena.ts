@@ -146,6 +146,11 @@ export class Arena {
 
   /** Copies `bytes` to where the value's byte `at` lies. The value must be long enough. */
   write(extents: readonly Extent[], at: number, bytes: Uint8Array): void {
+    const [first] = extents;
+    if (at === 0 && first !== undefined && bytes.length <= first.length) {
+      this.view(first).set(bytes);
+      return;
+    }
     let offset = at;
     let source = bytes;
     for (const extent of extents) {
