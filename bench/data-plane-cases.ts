@@ -86,9 +86,9 @@ export function memoryFor(cases: readonly DataPlaneCase[]): {
 }
 
 /** A case as the store is asked. */
-export function storeCase(one: DataPlaneCase, duration: Duration): StoreCase {
+export function storeCase(one: DataPlaneCase, { seconds, warmupSeconds }: Duration): StoreCase {
   const { operation, sizeBytes, inFlight, checksum } = one;
-  return { operation, sizeBytes, inFlight, checksum, keys: keysOf(one), ...duration };
+  return { operation, sizeBytes, inFlight, checksum, keys: keysOf(one), seconds, warmupSeconds };
 }
 
 /** The same for the raw pair: as much memory is gone through on each side, within the same limits. */

@@ -5,12 +5,13 @@
 import { LIBFABRIC_PROVIDERS, type ProviderChoice, selectProviders } from '../src/fabric/index.js';
 import { type DataPlaneCase, memoryFor, PRODUCT_TUNING, rawCase, storeCase, storedValues } from './data-plane-cases.js';
 import { describeMachine } from './machine.js';
-import { LoadMeter } from './machine-load.js';
-import type { Duration } from './measurement.js';
+import type { Duration, Measurement } from './measurement.js';
+import { type CaseRounds, type PairReport, pairRows, pairsOf } from './pair-report.js';
 import { buildRawPair, RawPair } from './raw-pair.js';
-import { type CaseRounds, type Pair, type Report, reportRows } from './report.js';
+import { takeTurns } from './rounds.js';
 import { StorePair } from './store-pair.js';
 
+const OURS = 'store';
 const PEER = 'raw';
 
 /** How long each case runs before the first round. */
@@ -30,7 +31,7 @@ export interface DataPlaneOptions extends Duration {
 /** Runs the cases in rounds; in each round, each case on both sides, one right after the other. @throws Error */
 export async function runDataPlane(
   options: DataPlaneOptions,
-): Promise<{ readonly report: Report; readonly cases: readonly CaseRounds[] }> {
+): Promise<{ readonly report: PairReport; readonly cases: readonly CaseRounds[] }> {
   const { address, rounds, onProgress } = options;
   const { chosen } = await selectProviders({ choice: options.provider, sourceAddress: address });
   if (chosen === undefined) throw new Error('there is no provider to measure: see kv-client doctor');
@@ -55,26 +56,26 @@ export async function runDataPlane(
   onProgress('warming up');
   for (const one of options.cases) await store.measure(storeCase(one, { seconds: COMPILE_SECONDS, warmupSeconds: 0 }));
 
-  const cases = options.cases.map((one) => ({ one, name: one.name, rounds: [] as Pair[] }));
-  for (let round = 0; round < rounds; round += 1) {
-    onProgress(`round ${round + 1} of ${rounds}`);
-    for (const { one, rounds: pairs } of cases) {
-      const measureRaw = () => raw.measure(rawCase(one, PRODUCT_TUNING[chosen], options));
-      const measureStore = () => store.measure(storeCase(one, options));
-      const load = await LoadMeter.start();
-      // Every other round the other way round, so that a machine that gets slower or faster favours neither.
-      const peersFirst = round % 2 === 0 ? await measureRaw() : undefined;
-      const ours = await measureStore();
-      pairs.push({ ours, peers: peersFirst ?? (await measureRaw()), othersShare: await load.othersShare() });
-    }
-  }
-  const report: Report = {
+  const turns = await takeTurns<DataPlaneCase, Measurement>({
+    cases: options.cases,
+    rounds,
+    sidesOf: () => [PEER, OURS],
+    measure: (one, side) =>
+      side === PEER
+        ? raw.measure(rawCase(one, PRODUCT_TUNING[chosen], options))
+        : store.measure(storeCase(one, options)),
+    onCase: (round, index) => {
+      if (index === 0) onProgress(`round ${round + 1} of ${rounds}`);
+    },
+  });
+  const cases = turns.map(({ one, rounds: taken }) => pairsOf(one.name, taken, { ours: OURS, peer: PEER }));
+  const report: PairReport = {
     suite: 'data-plane',
     machine: describeMachine(),
     provider: raw.fabric.provider,
     libfabric: raw.fabric.libfabric,
     rounds,
-    cases: cases.flatMap((measured) => reportRows(measured, PEER)),
+    cases: cases.flatMap((measured) => pairRows(measured, PEER)),
   };
   return { report, cases };
 }

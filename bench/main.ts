@@ -3,10 +3,21 @@
  * 1 could not be measured, 2 wrong arguments, 128 + the signal when it was interrupted.
  */
 
+import { writeFile } from 'node:fs/promises';
 import { SIGNAL_EXIT } from '../src/cli/exit-codes.js';
-import { type BenchTask, parseBenchArguments, UsageError } from './arguments.js';
+import { type BenchTask, parseBenchArguments } from './arguments.js';
 import { runDataPlane } from './data-plane.js';
-import { formatReport } from './report.js';
+import type { DataPlaneTask } from './data-plane-options.js';
+import { runInlineThreshold } from './inline-threshold.js';
+import type { InlineThresholdTask } from './inline-threshold-options.js';
+import { formatCrossings, plotInlineThreshold } from './inline-threshold-report.js';
+import { assertWritable, UsageError } from './option-values.js';
+import { formatPairReport } from './pair-report.js';
+import { runPeers } from './peers.js';
+import { peersHtml } from './peers-html.js';
+import type { PeersTask } from './peers-options.js';
+import { formatPeersReport } from './peers-report.js';
+import { disturbedNote } from './report.js';
 
 const EXIT = { done: 0, failed: 1, usage: 2 } as const;
 
@@ -18,7 +29,7 @@ process.exitCode = await main(process.argv.slice(2));
 async function main(args: readonly string[]): Promise<number> {
   try {
     const task = await parseBenchArguments(args);
-    if (task !== undefined) await measure(task);
+    if (task !== undefined) process.stdout.write(await measure(task, args));
     return EXIT.done;
   } catch (error) {
     if (error instanceof UsageError) {
@@ -30,9 +41,42 @@ async function main(args: readonly string[]): Promise<number> {
   }
 }
 
-async function measure(task: BenchTask): Promise<void> {
+/** What is printed. */
+function measure(task: BenchTask, args: readonly string[]): Promise<string> {
+  switch (task.suite) {
+    case 'data-plane':
+      return measureDataPlane(task);
+    case 'peers':
+      return measurePeers(task, args);
+    case 'inline-threshold':
+      return measureInlineThreshold(task);
+  }
+}
+
+async function measureDataPlane(task: DataPlaneTask): Promise<string> {
   const { report, cases } = await runDataPlane({ ...task, onProgress: say });
-  process.stdout.write(task.json ? `${JSON.stringify(report)}\n` : formatReport(report, cases));
+  return task.json ? `${JSON.stringify(report)}\n` : formatPairReport(report, cases);
+}
+
+async function measurePeers(task: PeersTask, args: readonly string[]): Promise<string> {
+  const { html } = task;
+  if (html !== undefined) await assertWritable('html', html);
+  const { report, cases, turns } = await runPeers({ ...task, onProgress: say });
+  if (html !== undefined) {
+    const disturbed = disturbedNote(turns.map(({ one, rounds }) => ({ name: one.name, rounds })));
+    const command = ['npm run bench --', ...args].join(' ');
+    await writeFile(html, peersHtml({ report, cases, command, date: new Date(), disturbed }));
+  }
+  return task.json ? `${JSON.stringify(report)}\n` : formatPeersReport(report, cases, turns);
+}
+
+async function measureInlineThreshold(task: InlineThresholdTask): Promise<string> {
+  const { svg } = task;
+  if (svg !== undefined) await assertWritable('svg', svg);
+  const { report, cases } = await runInlineThreshold({ ...task, onProgress: say });
+  if (svg !== undefined) await writeFile(svg, plotInlineThreshold(report, task.cases));
+  if (task.json) return `${JSON.stringify(report)}\n`;
+  return `${formatPairReport(report, cases, 'RDMA')}${formatCrossings(report.crossings)}`;
 }
 
 function say(line: string): void {

@@ -3,6 +3,7 @@
  */
 
 import { KvClient } from '../src/client/index.js';
+import { serveRequests } from './serve-requests.js';
 import { keyOf, measureStore } from './store-load.js';
 import type { StoreReply, StoreRequest } from './store-messages.js';
 
@@ -10,23 +11,8 @@ const LOADS_IN_FLIGHT = 4;
 
 let kv: KvClient | undefined;
 let serverPid = 0;
-let work: Promise<void> = Promise.resolve();
 
-process.on('message', (request: StoreRequest) => {
-  work = work.then(async () => {
-    const reply = await answer(request).catch(
-      (error: unknown): StoreReply => ({
-        kind: 'failed',
-        message: error instanceof Error ? error.message : String(error),
-      }),
-    );
-    process.send?.(reply);
-  });
-});
-// The benchmark has ended.
-process.on('disconnect', () => process.exit(0));
-// Ctrl-C goes to all processes of the terminal: the benchmark's own end is what ends this one.
-process.on('SIGINT', () => undefined);
+serveRequests(answer);
 
 async function answer(request: StoreRequest): Promise<StoreReply> {
   if (request.kind === 'connect') {

@@ -33,8 +33,5 @@ export type StoreRequest =
   | { readonly kind: 'load'; readonly sizeBytes: number; readonly count: number }
   | { readonly kind: 'measure'; readonly case: StoreCase };
 
-/** From it, one for each request. */
-export type StoreReply =
-  | { readonly kind: 'done' }
-  | { readonly kind: 'measured'; readonly measurement: Measurement }
-  | { readonly kind: 'failed'; readonly message: string };
+/** From it, one for each request that did not fail. */
+export type StoreReply = { readonly kind: 'done' } | { readonly kind: 'measured'; readonly measurement: Measurement };

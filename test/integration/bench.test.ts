@@ -1,4 +1,8 @@
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { before, describe, test } from 'node:test';
 import { PRODUCT_TUNING } from '../../bench/data-plane-cases.js';
 import { buildRawPair, RawPair } from '../../bench/raw-pair.js';
@@ -89,25 +93,117 @@ describe('the benchmark of the data plane', { timeout: 240_000 }, () => {
     assert.equal(ended.stdout.length, 0);
   });
 
+  test('says before it measures that a page cannot be written', async () => {
+    const args = [MAIN, 'peers', '--html', `${ROOT}package.json/report.html`];
+    const ended = await new Child(process.execPath, { args }).waitForEnd(20_000);
+    assert.equal(ended.code, 2);
+    assert.match(ended.stderr, /--html cannot be written: ENOTDIR/);
+  });
+
   test('Ctrl-C ends every process that it has started', async () => {
-    const args = [MAIN, 'data-plane', '--rounds', '50', '--provider', 'tcp', '--case', 'get-64KiB'];
-    await using bench = new Child(process.execPath, { args });
-    const deadline = performance.now() + 60_000;
-    while (!bench.stderr.includes('round 1 of 50')) {
-      assert.ok(performance.now() < deadline && bench.process.exitCode === null, bench.stderr);
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-    const pids = await descendants(bench.pid);
     // kv-server, the client, raw_write and its target.
-    assert.ok(pids.length >= 4, String(pids));
-    bench.kill('SIGINT');
-    assert.equal((await bench.waitForEnd(10_000)).code, 130);
-    while (pids.some(isAlive)) {
-      assert.ok(performance.now() < deadline, `still alive: ${pids.filter(isAlive).join(' ')}`);
-      await new Promise((resolve) => setTimeout(resolve, 20));
+    await endsWhatItStarted(['data-plane', '--provider', 'tcp', '--case', 'get-64KiB'], 4);
+  });
+});
+
+/** Servers that are not there are no failure, but no test either. */
+const peersMissing = ['redis-server', 'memcached']
+  .filter((command) => spawnSync(command, ['--version']).error !== undefined)
+  .map((command) => `${command} is not installed: npm run bench -- peers installs it`);
+
+describe('the benchmark of the peers', { timeout: 120_000, skip: peersMissing[0] ?? false }, () => {
+  test('prints a row per case, metric and peer, and writes a page', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'fabrickv-bench-'));
+    try {
+      const html = join(directory, 'report.html');
+      const report = await measureOnce(['peers', '--case', 'ycsb-a-100B', '--html', html]);
+      const keys = ['suite', 'machine', 'provider', 'libfabric', 'rounds', 'cases', 'contenders', 'notes'];
+      assert.deepEqual(Object.keys(report), keys);
+      assert.deepEqual([report['suite'], report['rounds'], report['notes']], ['peers', 1, []]);
+      const contenders = report['contenders'] as Record<string, string>[];
+      assert.deepEqual(
+        contenders.map(({ name, server }) => [name, server?.replace(/[\d.]+/, 'N')]),
+        [
+          ['fabrickv', 'FabricKV N'],
+          ['redis-auto', 'Redis N'],
+          ['redis', 'Redis N'],
+          ['memcached', 'memcached N'],
+        ],
+      );
+      const rows = report['cases'] as Record<string, unknown>[];
+      const rates = rows.filter((row) => row['metric'] === 'throughput');
+      assert.deepEqual(
+        rates.map((row) => [row['case'], row['peer'], row['unit']]),
+        ['redis-auto', 'redis', 'memcached'].map((peer) => ['ycsb-a-100B-x64', peer, 'ops/s']),
+      );
+      for (const row of rates) assert.ok(Number(row['value']) > 0 && Number(row['ratio']) > 0);
+      const page = await readFile(html, 'utf8');
+      assert.match(page, /^<!doctype html>[\s\S]*ycsb-a-100B-x64[\s\S]*<\/html>\n$/);
+      assert.ok(page.includes('npm run bench -- peers --case ycsb-a-100B'));
+    } finally {
+      await rm(directory, { recursive: true });
+    }
+  });
+
+  test('Ctrl-C ends every process that it has started', async () => {
+    // kv-server, redis-server, and a client of either.
+    await endsWhatItStarted(['peers', '--peer', 'redis', '--case', 'get-16B-x1'], 4);
+  });
+});
+
+describe('the benchmark of the inline threshold', { timeout: 120_000 }, () => {
+  test('compares both paths, says where they cross, and writes a plot', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'fabrickv-bench-'));
+    try {
+      const svg = join(directory, 'plot.svg');
+      const cases = ['--case', 'get-1KiB-x16', '--case', 'put-256KiB-x16'];
+      const report = await measureOnce(['inline-threshold', '--provider', 'tcp', ...cases, '--svg', svg]);
+      assert.deepEqual([report['suite'], report['provider']], ['inline-threshold', 'tcp;ofi_rxm']);
+      const rows = report['cases'] as Record<string, unknown>[];
+      assert.deepEqual(
+        rows.map((row) => [row['case'], row['metric'], row['peer']]).filter(([, metric]) => metric === 'throughput'),
+        ['get-1KiB-x16', 'put-256KiB-x16'].map((name) => [name, 'throughput', 'inline']),
+      );
+      const found = report['crossings'] as Record<string, unknown>[];
+      assert.deepEqual(
+        found.map(({ operation, inFlight }) => [operation, inFlight]),
+        [
+          ['get', 16],
+          ['put', 16],
+        ],
+      );
+      assert.match(await readFile(svg, 'utf8'), /^<svg [\s\S]*GET: GB\/s[\s\S]*PUT: GB\/s[\s\S]*<\/svg>\n$/);
+    } finally {
+      await rm(directory, { recursive: true });
     }
   });
 });
+
+/** One short round; the report. */
+async function measureOnce(args: readonly string[]): Promise<Record<string, unknown>> {
+  const short = ['--json', '--rounds', '1', '--time', '20ms', '--warmup', '0'];
+  const ended = await new Child(process.execPath, { args: [MAIN, ...args, ...short] }).waitForEnd(60_000);
+  assert.equal(ended.code, 0, ended.stderr);
+  return JSON.parse(ended.stdout.toString()) as Record<string, unknown>;
+}
+
+/** Interrupts a suite in its first round, when it has at least so many processes. */
+async function endsWhatItStarted(args: readonly string[], processesMin: number): Promise<void> {
+  await using bench = new Child(process.execPath, { args: [MAIN, ...args, '--rounds', '50', '--time', '100ms'] });
+  const deadline = performance.now() + 60_000;
+  while (!bench.stderr.includes('round 1 of 50')) {
+    assert.ok(performance.now() < deadline && bench.process.exitCode === null, bench.stderr);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  const pids = await descendants(bench.pid);
+  assert.ok(pids.length >= processesMin, String(pids));
+  bench.kill('SIGINT');
+  assert.equal((await bench.waitForEnd(10_000)).code, 130);
+  while (pids.some(isAlive)) {
+    assert.ok(performance.now() < deadline, `still alive: ${pids.filter(isAlive).join(' ')}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
 
 async function descendants(pid: number): Promise<number[]> {
   const { stdout } = await new Child('ps', { args: ['-eo', 'pid=,ppid='] }).waitForEnd(10_000);
