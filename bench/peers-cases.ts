@@ -113,6 +113,12 @@ export interface FabricKvVariant {
  */
 export const FABRICKV_VARIANTS: readonly FabricKvVariant[] = [
   { suffix: '', clientOptions: {}, serverArgs: [], takes: () => true },
+  {
+    suffix: 'low-latency',
+    clientOptions: { eventLoopSpinUs: 200 },
+    serverArgs: ['--event-loop-spin-us', '200'],
+    takes: ({ inFlight, sizeBytes }) => inFlight === 1 && sizeBytes <= 4096,
+  },
 ];
 
 /** How errors and reports call a variant. */

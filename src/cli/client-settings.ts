@@ -2,6 +2,7 @@
  * The settings of kv-client, the same for all of its commands.
  */
 
+import { EVENT_LOOP_SPIN_US_MAX } from '../protocol/limits.js';
 import { formatDuration } from '../protocol/units.js';
 import {
   A_DURATION,
@@ -40,6 +41,13 @@ export const clientSettings = {
     whenUnset: 'the source address of the route to the server',
   }),
   'fabric-option': fabricOptionSetting,
+  'event-loop-spin-us': value({
+    placeholder: 'N',
+    about: 'microseconds for which the event loop spins while one operation is pending, for a lower latency',
+    expects: `a number from 0 to ${EVENT_LOOP_SPIN_US_MAX}`,
+    schema: count({ min: 0, max: EVENT_LOOP_SPIN_US_MAX }),
+    default: '0',
+  }),
   namespace: value({
     placeholder: 'N',
     about: 'the namespace of the key',

@@ -79,6 +79,7 @@ async function debugClient(server: string, io: CommandIo): Promise<number> {
           serverAddr,
           clientName: `rdma-debug-${process.pid}`,
           provider: values.provider,
+          eventLoopSpinUs: values['event-loop-spin-us'],
           ...(values['fabric-addr'] === undefined ? {} : { fabricAddr: values['fabric-addr'] }),
           fabricOptions: values['fabric-option'],
           connectTimeoutMs: Math.min(5000, stepTimeoutMs),

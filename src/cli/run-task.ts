@@ -62,6 +62,7 @@ export async function runTask(
       serverAddr: values['server-addr'],
       clientName: `kv-client-${process.pid}`,
       provider: values.provider,
+      eventLoopSpinUs: values['event-loop-spin-us'],
       ...(values['fabric-addr'] === undefined ? {} : { fabricAddr: values['fabric-addr'] }),
       fabricOptions: values['fabric-option'],
       ...(values['inline-threshold'] === undefined ? {} : { inlineThreshold: values['inline-threshold'] }),

@@ -42,6 +42,7 @@ export async function serve({ values }: ServerSettings, io: CommandIo): Promise<
       provider: values.provider,
       rails: values.rails,
       spinUs: values['spin-us'],
+      eventLoopSpinUs: values['event-loop-spin-us'],
       progressCpus: values['progress-cpus'],
       numaNode: values['numa-node'],
       maxQuarantineBytes: values['max-quarantine'],

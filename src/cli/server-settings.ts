@@ -2,6 +2,7 @@
  * The settings of kv-server.
  */
 
+import { EVENT_LOOP_SPIN_US_MAX } from '../protocol/limits.js';
 import { formatDuration } from '../protocol/units.js';
 import {
   A_DURATION,
@@ -65,6 +66,14 @@ export const serverSettings = {
     expects: 'auto or a number from 0 to 100000',
     schema: countOrAuto({ min: 0, max: 100_000 }),
     default: 'auto',
+  }),
+  'event-loop-spin-us': value({
+    placeholder: 'N',
+    about:
+      'microseconds for which the event loop spins after a lone request, for a lower latency at the cost of a core',
+    expects: `a number from 0 to ${EVENT_LOOP_SPIN_US_MAX}`,
+    schema: count({ min: 0, max: EVENT_LOOP_SPIN_US_MAX }),
+    default: '0',
   }),
   'progress-cpus': optional({
     placeholder: 'LIST',

@@ -3,7 +3,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { type Fabric, mapMemory } from '../fabric/index.js';
+import { EventLoopSpin, type Fabric, mapMemory } from '../fabric/index.js';
 import { displayKey, type KeyFormatter, redactKey } from '../protocol/keys.js';
 import type { TraceContext } from '../protocol/stages.js';
 import { hex64 } from '../protocol/wire.js';
@@ -27,6 +27,7 @@ export class Core implements ClientCore {
   readonly gate: OperationGate;
   readonly ownMemoryGate: OperationGate;
   readonly operations = new Operations();
+  readonly spin: EventLoopSpin;
   readonly sizes = new SizeMemory();
   readonly trace: TraceContext;
   closed = false;
@@ -37,7 +38,8 @@ export class Core implements ClientCore {
     readonly settings: ClientSettings,
     readonly fabric: Fabric,
   ) {
-    const { maxInFlight, maxWaiting, logger, redactKeys, serverAddr } = settings;
+    const { maxInFlight, maxWaiting, logger, redactKeys, serverAddr, eventLoopSpinUs } = settings;
+    this.spin = new EventLoopSpin(eventLoopSpinUs, () => this.operations.size === 1);
     const clientId = randomBytes(8).readBigUInt64BE();
     this.clientIdHex = hex64(clientId);
     this.gate = new OperationGate({ inFlightMax: maxInFlight, waitingMax: maxWaiting, what: 'operations' });

@@ -215,19 +215,15 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
       this.trace.mark('get.buffer.allocated', { sinkBytes: sink.length });
       this.trace.mark('get.location.created', { regionId: sink.regionId, offset: sink.offset });
     }
-    this.begin(
-      session,
-      {
-        get: {
-          key: this.key ?? '',
-          namespace: this.call.namespace,
-          deadlineMs: this.deadlineMs,
-          inlineMax: fromThreshold(inlineMax),
-          sink: sink === undefined ? null : { regionId: sink.regionId, offset: sink.offset, length: sink.length },
-        },
+    this.begin(session, {
+      get: {
+        key: this.key ?? '',
+        namespace: this.call.namespace,
+        deadlineMs: this.deadlineMs,
+        inlineMax: fromThreshold(inlineMax),
+        sink: sink === undefined ? null : { regionId: sink.regionId, offset: sink.offset, length: sink.length },
       },
-      this.key?.length ?? 0,
-    );
+    });
     this.#asked = true;
     this.trace.mark('get.request.sent');
   }

@@ -3,6 +3,7 @@
  * settle exactly once, at their deadline if nothing comes before.
  */
 
+import type { EventLoopSpin } from '../fabric/index.js';
 import type { FabricKvErrorDetails, MutationOutcome } from '../protocol/errors.js';
 import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
@@ -64,6 +65,8 @@ export interface ClientCore {
   /** How many GETs may have memory of their own at a time. */
   readonly ownMemoryGate: OperationGate;
   readonly operations: Operations;
+  /** Of the event loop, while one operation is awaited. */
+  readonly spin: EventLoopSpin;
   readonly sizes: SizeMemory;
   readonly trace: TraceContext;
   /** Undefined until a session first has a data plane. */
@@ -347,10 +350,11 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
   }
 
   /** Sends a first message under the current id. */
-  protected begin(session: Session, message: ClientMessage, payloadBytes: number): void {
+  protected begin(session: Session, message: ClientMessage): void {
     const { operationId } = this.trace;
     message.operationId = operationId;
     session.begin(this, operationId, message);
+    this.core.spin.begin();
   }
 
   /** The server has said its last word on the current request. */

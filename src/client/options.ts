@@ -7,7 +7,7 @@ import { z } from 'zod';
 import type { ProviderChoice, RailChoice } from '../fabric/index.js';
 import { type ControlAddress, formatControlAddress, parseControlAddress } from '../protocol/address.js';
 import { FabricKvError } from '../protocol/errors.js';
-import { OPERATION_TIMEOUT_MS_DEFAULT, OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
+import { EVENT_LOOP_SPIN_US_MAX, OPERATION_TIMEOUT_MS_DEFAULT, OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
 
 /** Options of `KvClient.connect`. */
 export interface KvClientOptions {
@@ -29,6 +29,12 @@ export interface KvClientOptions {
   readonly rails?: RailChoice;
   /** How long progress threads spin before they sleep; microseconds, or `auto` (the default), which is measured for the provider. */
   readonly spinUs?: number | 'auto';
+  /**
+   * Microseconds for which the event loop spins, instead of sleeping, while exactly one operation is pending: its answer then
+   * waits for no CPU to wake up. One core is busy for as long as such an operation takes, at most for this. 0, the default,
+   * is never; 100 to 200 is enough for small values. See docs/operations.md.
+   */
+  readonly eventLoopSpinUs?: number;
   /** CPUs to bind the progress threads to: rail i to the one at i modulo their number. None by default. */
   readonly cpus?: readonly number[];
   /** libfabric's own variables, set before it is loaded; the first client of a process decides. */
@@ -119,6 +125,7 @@ export interface ClientSettings {
   readonly fabricAddrs: readonly string[];
   readonly rails: RailChoice;
   readonly spinUs: number | 'auto';
+  readonly eventLoopSpinUs: number;
   readonly cpus: readonly number[];
   readonly fabricOptions: Readonly<Record<string, string>>;
   readonly inlineThreshold: number | undefined;
@@ -156,6 +163,7 @@ const optionsSchema = z.strictObject({
   fabricAddr: z.union([z.string().min(1), z.array(z.string().min(1)).min(1)]).optional(),
   rails: z.union([z.literal('auto'), z.number().int().min(1), z.array(z.string().min(1)).min(1)]).default('auto'),
   spinUs: z.union([z.literal('auto'), z.number().nonnegative()]).default('auto'),
+  eventLoopSpinUs: z.number().min(0).max(EVENT_LOOP_SPIN_US_MAX).default(0),
   cpus: z.array(z.number().int().nonnegative()).default([]),
   fabricOptions: z.record(z.string(), z.string()).default({}),
   inlineThreshold: threshold.optional(),

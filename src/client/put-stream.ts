@@ -66,8 +66,8 @@ export class PutStreamOperation extends PutOperation {
     else void this.guardAsync(() => this.#begin(session));
   }
 
-  protected override begin(session: Session, message: ClientMessage, payloadBytes: number): void {
-    super.begin(session, message, payloadBytes);
+  protected override begin(session: Session, message: ClientMessage): void {
+    super.begin(session, message);
     if (message.putOpen && !this.feed.inMemory) this.#renewRoom(session);
   }
 

@@ -193,20 +193,16 @@ export class PutOperation extends Operation<PutInfo> {
     this.#machine.to('opening');
     const { key, call } = this;
     const { length } = this.feed;
-    this.begin(
-      session,
-      {
-        putOpen: {
-          key: key ?? '',
-          namespace: call.namespace,
-          deadlineMs: this.deadlineMs,
-          length: length ?? 0,
-          path: rdma ? 'RDMA' : 'INLINE',
-          streamed: length === undefined,
-        },
+    this.begin(session, {
+      putOpen: {
+        key: key ?? '',
+        namespace: call.namespace,
+        deadlineMs: this.deadlineMs,
+        length: length ?? 0,
+        path: rdma ? 'RDMA' : 'INLINE',
+        streamed: length === undefined,
       },
-      key?.length ?? 0,
-    );
+    });
     this.trace.mark('put.grant.requested');
   }
 
@@ -224,7 +220,7 @@ export class PutOperation extends Operation<PutInfo> {
       const put = { key: key ?? '', namespace: call.namespace, deadlineMs: this.deadlineMs, value, crc32c };
       this.#length = value.length;
       this.#applying(session);
-      this.begin(session, { put }, (key?.length ?? 0) + value.length);
+      this.begin(session, { put });
       return;
     }
     if (inThisSession && target !== undefined) {
@@ -238,14 +234,14 @@ export class PutOperation extends Operation<PutInfo> {
         ...this.crc.fields,
       };
       this.#applying(session);
-      this.begin(session, { putWritten }, key?.length ?? 0);
+      this.begin(session, { putWritten });
     } else {
       // In a later session this asks for the result, of a PutWritten as well: its window is not there any more, and the id of
       // another one must not be taken for it.
       const putCommit = { ...this.crc.fields, length: this.feed.length === undefined ? (this.#length ?? 0) : 0 };
       this.#applying(session);
       if (inThisSession) session.send({ operationId: this.operationId, putCommit });
-      else this.begin(session, { putCommit }, 0);
+      else this.begin(session, { putCommit });
     }
     this.trace.mark('put.commit.sent');
   }

@@ -48,7 +48,7 @@ abstract class SimpleOperation<T> extends Operation<T> {
 
   protected override attempt(session: Session): void {
     this.#sent = true;
-    this.begin(session, this.message(), this.key?.length ?? 0);
+    this.begin(session, this.message());
   }
 
   protected override succeeded(result: Result__Output): void {

@@ -73,6 +73,8 @@ export interface NativeAddon {
   writeSync(mapping: number, offset: number, source: Uint8Array): FabricErrorDetails | undefined;
   readSync(mapping: number, offset: number, target: Uint8Array): FabricErrorDetails | undefined;
   crc32c(bytes: Uint8Array, seed: number): number;
+  /** `sched_yield(2)`. */
+  yieldCpu(): void;
   /** Mappings of this process that have not been unmapped; for leak tests. */
   liveMappings(): number;
   /** The process or worker is about to end: what runs on libuv's pool gives up at its next step. */

@@ -1,4 +1,5 @@
 export { errnoName, FabricError, type FabricErrorCode, type FabricErrorDetails } from './errors.js';
+export { EventLoopSpin } from './event-loop-spin.js';
 export {
   type LocalRegionId,
   type PeerId,

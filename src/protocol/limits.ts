@@ -6,6 +6,9 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 const GIB = 1024 * MIB;
 
+/** The longest time for which an event loop may spin for one answer. */
+export const EVENT_LOOP_SPIN_US_MAX = 10_000;
+
 /** The only version of the wire protocol that this release speaks. */
 export const PROTOCOL_VERSION = 1;
 

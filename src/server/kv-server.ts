@@ -11,7 +11,7 @@ import { type ConnectionInjector, Server, ServerCredentials, type UntypedService
 import { ReflectionService } from '@grpc/reflection';
 import { HealthImplementation } from 'grpc-health-check';
 import type { Logger } from 'pino';
-import { defaultSourceAddress, type RailTuning } from '../fabric/index.js';
+import { defaultSourceAddress, EventLoopSpin, type RailTuning } from '../fabric/index.js';
 import {
   type ControlAddress,
   formatControlAddress,
@@ -172,6 +172,9 @@ function serve(
     history: new MutationHistory(),
     counters,
     eventLoop: new EventLoopWatch(),
+    // Where more comes at a time the loop has work, and the progress threads need the core.
+    spin: new EventLoopSpin(options.eventLoopSpinUs ?? 0, () => context.lastFrameMessages === 1),
+    lastFrameMessages: 0,
     logger,
     formatKey: options.redactKeys === true ? redactKey : displayKey,
     serverEpoch: randomBytes(8).readBigUInt64LE() | 1n,

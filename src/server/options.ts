@@ -20,6 +20,8 @@ export interface KvServerOptions {
   readonly rails?: RailChoice | undefined;
   /** Microseconds for which a progress thread spins before it sleeps; `auto` by default. */
   readonly spinUs?: number | 'auto' | undefined;
+  /** Microseconds for which the event loop spins after a lone request, instead of sleeping; 0, never, by default. */
+  readonly eventLoopSpinUs?: number | undefined;
   /** CPUs that the progress threads are bound to, one each, in turn; none by default. */
   readonly progressCpus?: readonly number[] | undefined;
   /** The NUMA node that the arena's memory is to be on. */

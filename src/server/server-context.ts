@@ -3,6 +3,7 @@
  */
 
 import type { Logger } from 'pino';
+import type { EventLoopSpin } from '../fabric/index.js';
 import type { FabricKvError } from '../protocol/errors.js';
 import type { KeyFormatter } from '../protocol/keys.js';
 import type { ServerCounters } from './counters.js';
@@ -20,6 +21,10 @@ export interface ServerContext {
   readonly history: MutationHistory;
   readonly counters: ServerCounters;
   readonly eventLoop: EventLoopWatch;
+  /** Keeps the event loop awake after a frame of one message. */
+  readonly spin: EventLoopSpin;
+  /** Messages in the last frame, of whichever session. */
+  lastFrameMessages: number;
   readonly logger: Logger;
   readonly formatKey: KeyFormatter;
   /** Changes whenever the process does. */

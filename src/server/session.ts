@@ -234,6 +234,8 @@ export class Session implements OperationTable {
       this.refuse(frame);
       return;
     }
+    this.context.lastFrameMessages = frame.length;
+    this.context.spin.begin();
     for (const message of frame) this.backlog.push(message);
     this.turnMessages = Math.max(TURN_MESSAGES_MIN, Math.ceil(this.backlog.length * TURN_PART));
     if (!this.workScheduled) this.work();

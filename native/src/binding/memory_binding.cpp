@@ -270,6 +270,11 @@ Napi::Value crc32c(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), memory::crc32c(bytes.data(), bytes.size(), to_word(info[1])));
 }
 
+Napi::Value yield_cpu(const Napi::CallbackInfo& info) {
+  sched_yield();
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void define_memory(Napi::Object exports) {
@@ -288,6 +293,7 @@ void define_memory(Napi::Object exports) {
   define<write_sync>(exports, "writeSync");
   define<read_sync>(exports, "readSync");
   define<crc32c>(exports, "crc32c");
+  define<yield_cpu>(exports, "yieldCpu");
 }
 
 }  // namespace fabrickv::binding
