@@ -35,6 +35,7 @@ import { formatSize } from '../protocol/units.js';
 import { ServerCounters } from './counters.js';
 import { ServerDataPlane } from './data-plane.js';
 import { EventLoopWatch } from './event-loop-delay.js';
+import { growReceiveWindows } from './http2-windows.js';
 import { type Listener, listen } from './listener.js';
 import { MutationHistory } from './mutation-history.js';
 import type { KvServerOptions, ServerSettings } from './options.js';
@@ -192,7 +193,9 @@ function serve(
     'grpc.keepalive_timeout_ms': KEEPALIVE_TIMEOUT_MS,
   });
   const health = addServices(grpc, context, sessions);
+  const growConnections = growReceiveWindows(grpc, logger);
   const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
+  growConnections();
   listener.accept({
     onConnection: (socket) => injector.injectConnection(socket),
     // Connections come and go; what breaks one is seen by its sessions.
