@@ -36,6 +36,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
   /** Whether the server has a request of this operation. */
   #asked = false;
   #attempt = 0;
+  #lengthWasKnown = false;
   /** Quiesced is still to come for the operation's id. */
   #isQuiescing = false;
   #stopAcquiring: (() => void) | undefined;
@@ -89,6 +90,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
         ? Number.POSITIVE_INFINITY
         : (this.call.inlineThreshold ?? session.greeting.getInlineThreshold);
     this.#attempt += 1;
+    this.#lengthWasKnown = length !== undefined;
     if (length === undefined && this.asksWithoutSink(inlineMax)) {
       this.#send(session, undefined, inlineMax);
       return;
@@ -195,7 +197,7 @@ export abstract class GetOperationBase<T, S extends Sink> extends Operation<T | 
       if (key !== undefined) core.sizes.remember(call.namespace, key, length);
       core.counters.getsRdma += 1;
     } else {
-      if (key !== undefined) core.sizes.sawInline(call.namespace, key);
+      if (key !== undefined) core.sizes.sawInline(call.namespace, key, this.#lengthWasKnown);
       core.counters.getsInline += 1;
     }
   }

@@ -428,7 +428,7 @@ export class PieceSource implements RangeOwner, PendingOperation {
     if (this.#path === 'rdma') core.counters.getsRdma += 1;
     else core.counters.getsInline += 1;
     if (this.#path === 'rdma' || this.#wasRefused) core.sizes.remember(call.namespace, key, length);
-    else core.sizes.sawInline(call.namespace, key);
+    else core.sizes.sawInline(call.namespace, key, true);
     trace.finish('get.done');
     this.#done = true;
     this.stop();

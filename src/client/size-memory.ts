@@ -39,10 +39,10 @@ export class SizeMemory {
     }
   }
 
-  /** A value came inline: its key needs no sink. */
-  sawInline(namespace: number, key: Buffer): void {
+  /** A value came inline: its key needs no sink. `wasKnown` says whether {@link lookup} had a length for it. */
+  sawInline(namespace: number, key: Buffer, wasKnown: boolean): void {
     this.#inlineStreak += 1;
-    if (this.#lengths.size > 0) this.#lengths.delete(nameOf(namespace, key));
+    if (wasKnown && this.#lengths.size > 0) this.#lengths.delete(nameOf(namespace, key));
   }
 
   /** The key has no value. */
@@ -52,5 +52,7 @@ export class SizeMemory {
 }
 
 function nameOf(namespace: number, key: Buffer): string {
-  return `${namespace}:${key.toString('latin1')}`;
+  const name = key.toString('latin1');
+  // No key has this character.
+  return namespace === 0 ? name : `${name}\u0100${namespace}`;
 }
