@@ -64,10 +64,13 @@ export async function runPeers(options: PeersOptions): Promise<PeersOutcome> {
     onProgress('storing the values');
     for (const one of processes.loads) await one();
 
-    onProgress('warming up');
-    for (const one of cases) {
-      for (const contender of contenders) {
-        if (contender.takes(one)) await contender.client.compile(one, cases.length, options);
+    // Twice, because what was compiled for small values is compiled anew when large ones take other ways through it.
+    for (const time of ['warming up', 'warming up once more']) {
+      onProgress(time);
+      for (const one of cases) {
+        for (const contender of contenders) {
+          if (contender.takes(one)) await contender.client.compile(one, cases.length, options);
+        }
       }
     }
     const clients = new Map(contenders.map(({ client }) => [client.name, client]));

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import { FabricKvError } from './errors.js';
 import { KEY_BYTES_MAX } from './limits.js';
 
-/** A key as callers give it; a string stands for its UTF-8 bytes. */
+/** A key as callers give it; a string stands for its UTF-8 bytes. Bytes are not copied: they stay as they are until the call has settled. */
 export type Key = string | Uint8Array;
 
 /**
