@@ -13,7 +13,7 @@ import {
   decodeServerFrame as decodeServer,
   type FrameLimits,
 } from './generated/frames.js';
-import { FRAME_BYTES_MAX, FRAME_MESSAGES_MAX } from './limits.js';
+import { FRAME_BYTES_MAX, FRAME_MESSAGES_MAX, KEY_BYTES_MAX } from './limits.js';
 import { WireFormatError, WireWriter } from './wire-format.js';
 
 export { appendClientMessage, appendServerMessage };
@@ -32,6 +32,10 @@ const CLIENT_LIMITS: FrameLimits = {
   fieldsMax: FRAME_MESSAGES_MAX * 16,
   copiedBytesMax: 0,
 };
+
+/** Of a frame over {@link SMALL_FRAME_BYTES}: an operation that waits keeps its key, and must not keep all of the frame with it. */
+const LARGE_CLIENT_LIMITS: FrameLimits = { ...CLIENT_LIMITS, copiedBytesMax: KEY_BYTES_MAX };
+const SMALL_FRAME_BYTES = 4096;
 
 /** A client has values of up to this length for itself; those that are longer are views of the frame that they came in. */
 export const OWN_BYTES_MAX = 2048;
@@ -72,7 +76,7 @@ export function encodeServerFrame(messages: readonly ServerMessage[]): Buffer {
 
 /** Decodes a frame from a client; never throws, so that a malformed one ends with an error of ours, not of gRPC's. */
 export function decodeClientFrame(bytes: Buffer): Received<ClientMessage__Output> {
-  return decode(bytes, decodeClient, CLIENT_LIMITS);
+  return decode(bytes, decodeClient, bytes.length > SMALL_FRAME_BYTES ? LARGE_CLIENT_LIMITS : CLIENT_LIMITS);
 }
 
 /** Decodes a frame from a server; never throws. */

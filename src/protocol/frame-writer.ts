@@ -8,14 +8,27 @@ import { WireWriter } from './wire-format.js';
 
 /** The part of a gRPC stream that frames are written to. */
 export interface FrameSink {
-  write(bytes: Buffer, callback?: () => void): boolean;
-  once(event: 'drain', listener: () => void): unknown;
+  /** Calls back, in the order of writing, when the transport has taken the bytes. */
+  write(bytes: Buffer, callback: () => void): unknown;
 }
 
 /** An inline value on its way out, piece by piece. */
 export interface DataSource<Message> {
   /** The next piece, read when it is sent; undefined when there is none left, or none any more. */
   next(): { message: Message; sizeBytes: number } | undefined;
+}
+
+/** What one stream may have handed to gRPC that the transport has not taken; past it, it takes no more until half of that is gone. */
+export const QUEUED_BYTES_MAX = 512 * 1024;
+
+/** The same in frames: as many as gRPC itself would take, whatever their size. */
+export const QUEUED_FRAMES_MAX = 16;
+
+/** What several writers have queued together. When it is more than the limit, each of them may have one frame. */
+export class QueuedBytes {
+  bytes = 0;
+
+  constructor(readonly bytesMax: number) {}
 }
 
 /** Batches messages into frames and keeps Data from standing in their way. */
@@ -25,18 +38,24 @@ export class FrameWriter<Message> {
   private flushScheduled = false;
   private readonly sources: DataSource<Message>[] = [];
   private dataInFlightBytes = 0;
+  /** Lengths of the frames that the transport has not taken, in order. */
+  private readonly queuedLengths: number[] = [];
+  private queuedBytes = 0;
   private writable = true;
   private readonly onTurnEnd = (): void => {
     this.flushScheduled = false;
     this.flush();
   };
   private ended = false;
+  // One for all frames: a closure for each would cost every small operation something.
+  private readonly onTaken = (): void => this.taken();
 
   constructor(
     private readonly sink: FrameSink,
     private readonly append: (message: Message, frame: WireWriter) => void,
     /** Told when the stream takes no more for now, and when it does again. */
     private readonly onWritable: (writable: boolean) => void = () => undefined,
+    private readonly total = new QueuedBytes(Number.POSITIVE_INFINITY),
   ) {}
 
   /** Adds a message to the frame of this turn. It is encoded at once: what it refers to is the caller's again. */
@@ -67,23 +86,60 @@ export class FrameWriter<Message> {
     this.write(this.frame.take());
   }
 
-  /** Sends nothing more; what is queued is dropped. */
+  /** Sends nothing more; what has been written is still the stream's. */
   end(): void {
     this.ended = true;
     this.messages = 0;
     this.sources.length = 0;
   }
 
-  private write(bytes: Buffer, written?: () => void): void {
-    if (this.sink.write(bytes, written) || !this.writable) return;
+  /** The stream is gone, and what was queued in it. */
+  forget(): void {
+    this.end();
+    this.total.bytes -= this.queuedBytes;
+    this.queuedBytes = 0;
+    this.queuedLengths.length = 0;
+  }
+
+  private write(bytes: Buffer, onTaken: () => void = this.onTaken): void {
+    this.queuedLengths.push(bytes.length);
+    this.queuedBytes += bytes.length;
+    this.total.bytes += bytes.length;
+    this.sink.write(bytes, onTaken);
+    if (!this.writable || !this.isFull()) return;
     this.writable = false;
     this.onWritable(false);
-    this.sink.once('drain', () => {
+  }
+
+  private taken(): void {
+    const length = this.queuedLengths.shift() ?? 0;
+    this.queuedBytes -= length;
+    this.total.bytes -= length;
+    if (this.ended) return;
+    if (!this.writable) {
+      if (!this.hasRoom()) return;
       this.writable = true;
-      if (this.ended) return;
       this.onWritable(true);
-      this.pump();
-    });
+    }
+    if (this.sources.length > 0) this.pump();
+  }
+
+  private isFull(): boolean {
+    return (
+      this.queuedBytes >= QUEUED_BYTES_MAX ||
+      this.queuedLengths.length >= QUEUED_FRAMES_MAX ||
+      this.total.bytes >= this.total.bytesMax
+    );
+  }
+
+  /** Whoever was full goes on when half is gone, so that he does not stop at every frame. */
+  private hasRoom(): boolean {
+    if (this.queuedLengths.length === 0) return true;
+    return (
+      this.queuedBytes <= QUEUED_BYTES_MAX / 2 &&
+      this.queuedLengths.length <= QUEUED_FRAMES_MAX / 2 &&
+      this.total.bytes < this.total.bytesMax
+    );
   }
 
   private pump(): void {
@@ -92,6 +148,10 @@ export class FrameWriter<Message> {
       if (source === undefined) return;
       // What was said before goes first.
       this.flush();
+      if (!this.writable) {
+        this.sources.unshift(source);
+        return;
+      }
       const piece = source.next();
       if (piece === undefined) continue;
       this.sources.push(source);
@@ -99,7 +159,7 @@ export class FrameWriter<Message> {
       this.append(piece.message, this.frame);
       this.write(this.frame.take(), () => {
         this.dataInFlightBytes -= piece.sizeBytes;
-        this.pump();
+        this.taken();
       });
     }
   }

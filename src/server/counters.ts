@@ -31,4 +31,12 @@ export class ServerCounters {
   putsIntoSessionWindows = 0;
   railsReplaced = 0;
   replayedResults = 0;
+  /** Times that a session was not read from until its client had read its answers. */
+  sessionsHeldBack = 0;
+  /** Sessions that were ended for what they held of the server's memory. */
+  sessionsEndedForMemory = 0;
+  /** Connections that were cut because nobody read the last words of a session. */
+  connectionsCut = 0;
+  connectionsRefused = 0;
+  sessionsRefused = 0;
 }

@@ -102,10 +102,7 @@ abstract class GetOperation implements ActiveOperation {
     this.deadlineTimer = setTimeout(() => this.onDeadline(), this.request.timeoutMs);
     if (this.host.gate.enter(this.onTurn)) return;
     this.end();
-    throw new FabricKvError(
-      'ERR_FABRICKV_RESOURCE_EXHAUSTED',
-      `the session has ${this.host.gate.waitingMax} transfers waiting (--max-waiting)`,
-    );
+    throw new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', this.host.gate.refusal);
   }
 
   stop(cause: StopCause): void {

@@ -19,7 +19,6 @@ import {
   isWildcard,
   parseControlAddress,
 } from '../protocol/address.js';
-import { serverSessionMethod } from '../protocol/codec.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { displayKey, redactKey } from '../protocol/keys.js';
 import {
@@ -38,9 +37,16 @@ import { EventLoopWatch } from './event-loop-delay.js';
 import { growReceiveWindows } from './http2-windows.js';
 import { type Listener, listen } from './listener.js';
 import { MutationHistory } from './mutation-history.js';
-import type { KvServerOptions, ServerSettings } from './options.js';
+import {
+  CALLS_PER_CONNECTION_MAX,
+  CONNECTIONS_BESIDE_SESSIONS,
+  type KvServerOptions,
+  SERVER_LIMITS,
+  type ServerSettings,
+} from './options.js';
 import { reportOf } from './report.js';
 import type { ServerContext } from './server-context.js';
+import { sessionMethod } from './session-inbox.js';
 import { Sessions } from './sessions.js';
 import { Arena } from './store/arena.js';
 import { Store } from './store/store.js';
@@ -186,8 +192,9 @@ function serve(
     stopping: undefined,
     report: () => reportOf(context, sessions),
   };
-  const sessions = new Sessions(context);
+  const sessions = new Sessions(context, (peer) => listener.cutPeer(peer));
   const grpc = new Server({
+    'grpc.max_concurrent_streams': CALLS_PER_CONNECTION_MAX,
     'grpc.max_receive_message_length': FRAME_BYTES_MAX,
     'grpc.keepalive_time_ms': KEEPALIVE_TIME_MS,
     'grpc.keepalive_timeout_ms': KEEPALIVE_TIMEOUT_MS,
@@ -200,6 +207,11 @@ function serve(
     onConnection: (socket) => injector.injectConnection(socket),
     // Connections come and go; what breaks one is seen by its sessions.
     onError: (error) => logger.debug({ err: error }, 'A connection broke'),
+    connectionsMax: context.settings.maxSessions + CONNECTIONS_BESIDE_SESSIONS,
+    onRefused: () => {
+      counters.connectionsRefused += 1;
+      logger.debug('A connection was refused: there are too many');
+    },
   });
   return { context, sessions, grpc, injector, health };
 }
@@ -208,7 +220,7 @@ function addServices(grpc: Server, context: ServerContext, sessions: Sessions): 
   const implementation: UntypedServiceImplementation = { ...unaryHandlers(context), Session: sessions.handler };
   grpc.addService(
     {
-      Session: serverSessionMethod,
+      Session: sessionMethod,
       Get: methodOf('Get'),
       Put: methodOf('Put'),
       Delete: methodOf('Delete'),
@@ -232,6 +244,7 @@ function settingsOf(options: KvServerOptions): ServerSettings {
     maxInFlight: options.maxInFlight ?? 1024,
     maxWaiting: options.maxWaiting ?? 4096,
     drainMs: options.drainMs ?? 10_000,
+    limits: { ...SERVER_LIMITS, ...options.limits },
   };
 }
 

@@ -14,6 +14,10 @@ export interface ConnectionHandlers {
   readonly onConnection: (socket: Socket) => void;
   /** A connection broke, or one could not be accepted; the listener goes on. */
   readonly onError: (error: Error) => void;
+  /** The most connections at a time. */
+  readonly connectionsMax: number;
+  /** One more was closed as soon as it had come. */
+  readonly onRefused: () => void;
 }
 
 /** A bound socket that accepts from the moment it is asked to. */
@@ -26,6 +30,8 @@ export interface Listener {
   close(): Promise<void>;
   /** Cuts every connection that is left: a frozen peer would never close its own. */
   cut(): void;
+  /** Cuts the connection from an address and port. @returns whether there was one; those of Unix sockets have no names */
+  cutPeer(peer: string): boolean;
 }
 
 /**
@@ -37,9 +43,19 @@ export async function listen(address: ControlAddress): Promise<Listener> {
   const early = new Set<Socket>();
   const connections = new Set<Socket>();
   // One that breaks before anybody has seen it is of no interest.
-  let handlers: ConnectionHandlers = { onConnection: (socket) => early.add(socket), onError: () => undefined };
+  let handlers: ConnectionHandlers = {
+    onConnection: (socket) => early.add(socket),
+    onError: () => undefined,
+    connectionsMax: Number.POSITIVE_INFINITY,
+    onRefused: () => undefined,
+  };
   // Not half-open: a reset that a failed write has swallowed shows as an end, and the session must end with it.
   const server = createServer({ noDelay: true }, (socket) => {
+    if (connections.size >= handlers.connectionsMax) {
+      socket.destroy();
+      handlers.onRefused();
+      return;
+    }
     connections.add(socket);
     socket.once('close', () => {
       connections.delete(socket);
@@ -70,6 +86,14 @@ export async function listen(address: ControlAddress): Promise<Listener> {
       }),
     cut() {
       for (const socket of connections) socket.destroy();
+    },
+    cutPeer(peer) {
+      for (const socket of connections) {
+        if (socket.remoteAddress === undefined || `${socket.remoteAddress}:${socket.remotePort}` !== peer) continue;
+        socket.destroy();
+        return true;
+      }
+      return false;
     },
   };
 }

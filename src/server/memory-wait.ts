@@ -44,12 +44,7 @@ export class MemoryWait {
       new FabricKvError('ERR_FABRICKV_DEADLINE', `there was no memory within ${timeoutMs} ms`);
     this.timer = setTimeout(() => this.fail(late()), timeoutMs);
     if (gate.enter(this.onTurn)) return;
-    this.fail(
-      new FabricKvError(
-        'ERR_FABRICKV_RESOURCE_EXHAUSTED',
-        `${gate.waitingMax} transfers are waiting already (--max-waiting)`,
-      ),
-    );
+    this.fail(new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', gate.refusal));
   }
 
   /** Nobody wants it any more. Idempotent. */

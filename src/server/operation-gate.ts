@@ -1,6 +1,21 @@
 /**
- * The two limits of a queue: so many in flight, so many waiting behind them, no more.
+ * The two limits of a queue: so many in flight, so many waiting behind them, no more. Each session has its own, and all
+ * sessions of a server have two more together.
  */
+
+/** So many of each kind every gate has for itself, whatever the others have taken. */
+export const GATE_OWN_MAX = 16;
+
+/** What all gates of a server have in flight and waiting. Past these limits each has what is its own, and no more. */
+export class SharedGate {
+  inFlight = 0;
+  waiting = 0;
+
+  constructor(
+    readonly inFlightMax: number,
+    readonly waitingMax: number,
+  ) {}
+}
 
 /** Lets operations start while there is room, keeps some waiting, and refuses the rest. */
 export class OperationGate {
@@ -12,6 +27,7 @@ export class OperationGate {
   constructor(
     readonly inFlightMax: number,
     readonly waitingMax: number,
+    private readonly shared = new SharedGate(Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY),
   ) {}
 
   /** How many have started and not left. */
@@ -24,43 +40,67 @@ export class OperationGate {
     return this.waitingStarts.size;
   }
 
+  /** What has run out, for the error of one that was refused. */
+  get refusal(): string {
+    return this.waitingStarts.size >= this.waitingMax
+      ? `the session has ${this.waitingMax} transfers waiting (--max-waiting)`
+      : `the sessions of the server have ${this.shared.waiting} transfers waiting, this one ${this.waiting} of them`;
+  }
+
   /**
    * Calls `start`, now or when it is its turn; whoever was started must {@link leave}.
    *
    * @returns false when it was refused, because both limits are reached; `start` is never called then
    */
   enter(start: () => void): boolean {
-    if (this.inFlight < this.inFlightMax) {
-      this.inFlight += 1;
-      start();
+    if (this.mayStart()) {
+      this.begin(start);
       return true;
     }
-    if (this.waitingStarts.size >= this.waitingMax) return false;
+    if (!this.mayWait()) return false;
     this.waitingStarts.add(start);
+    this.shared.waiting += 1;
     return true;
   }
 
   /** One that waits has ended: it is never started. Does nothing to one that does not wait. */
   withdraw(start: () => void): void {
-    this.waitingStarts.delete(start);
+    if (this.waitingStarts.delete(start)) this.shared.waiting -= 1;
   }
 
   /** One that was started has ended; the next one starts in its place. */
   leave(): void {
     this.inFlight -= 1;
+    this.shared.inFlight -= 1;
     // One that fails in its own start leaves inside the loop below: a call for each of thousands would end the stack.
     if (this.admitting) return;
     this.admitting = true;
     try {
-      while (this.inFlight < this.inFlightMax) {
+      while (this.mayStart()) {
         const [next] = this.waitingStarts;
         if (next === undefined) break;
-        this.waitingStarts.delete(next);
-        this.inFlight += 1;
-        next();
+        this.withdraw(next);
+        this.begin(next);
       }
     } finally {
       this.admitting = false;
     }
+  }
+
+  private begin(start: () => void): void {
+    this.inFlight += 1;
+    this.shared.inFlight += 1;
+    start();
+  }
+
+  // Whoever waits does so behind some of its own session, whose end starts it: no gate ever waits for another's.
+  private mayStart(): boolean {
+    const { inFlight, shared } = this;
+    return inFlight < this.inFlightMax && (inFlight < GATE_OWN_MAX || shared.inFlight < shared.inFlightMax);
+  }
+
+  private mayWait(): boolean {
+    const { size } = this.waitingStarts;
+    return size < this.waitingMax && (size < GATE_OWN_MAX || this.shared.waiting < this.shared.waitingMax);
   }
 }

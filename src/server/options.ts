@@ -45,6 +45,8 @@ export interface KvServerOptions {
   readonly maxInFlight?: number | undefined;
   /** Transfers of one session that wait, past which further ones are refused; 4,096 by default. */
   readonly maxWaiting?: number | undefined;
+  /** For tests: limits of all sessions together, in place of {@link SERVER_LIMITS}. */
+  readonly limits?: Partial<ServerLimits> | undefined;
   /** How long {@link KvServer.stop} lets operations in flight end; 10,000 by default. */
   readonly drainMs?: number | undefined;
   readonly logger: Logger;
@@ -61,7 +63,42 @@ export interface ServerSettings {
   readonly maxInFlight: number;
   readonly maxWaiting: number;
   readonly drainMs: number;
+  readonly limits: ServerLimits;
 }
+
+/** What all sessions together may have. docs/operations.md says what happens past each. */
+export interface ServerLimits {
+  /** Transfers in flight; past it a session has 16, and further ones wait. */
+  readonly transfersInFlightMax: number;
+  /** Transfers that wait; past it a session has 16, and further ones are refused. */
+  readonly transfersWaitingMax: number;
+  /** Answers that the transport has not taken; past it a session may have one frame of them. */
+  readonly queuedBytesMax: number;
+  /** Requests that have been received and not handled; past it a session may have one frame of them. */
+  readonly receivedBytesShared: number;
+  /** The same; past it the session that has most of them is ended. */
+  readonly receivedBytesMax: number;
+  /** How long the last words of a session may take, before its connection is cut; milliseconds. */
+  readonly lingerMs: number;
+}
+
+const MIB = 1024 * 1024;
+
+/** The limits of every server. */
+export const SERVER_LIMITS: ServerLimits = {
+  transfersInFlightMax: 16_384,
+  transfersWaitingMax: 16_384,
+  queuedBytesMax: 64 * MIB,
+  receivedBytesShared: 64 * MIB,
+  receivedBytesMax: 256 * MIB,
+  lingerMs: 10_000,
+};
+
+/** Connections beyond one for each session: of those who call the unary methods, look at the health, or come back. */
+export const CONNECTIONS_BESIDE_SESSIONS = 256;
+
+/** Calls at a time on one connection; HTTP/2 makes further ones wait at the client. */
+export const CALLS_PER_CONNECTION_MAX = 256;
 
 /** Regions that one session may introduce. */
 export const REGIONS_PER_SESSION_MAX = 1024;

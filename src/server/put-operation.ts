@@ -86,11 +86,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
   start(): void {
     if (this.host.gate.enter(this.onTurn)) return;
     this.end();
-    throw new FabricKvError(
-      'ERR_FABRICKV_RESOURCE_EXHAUSTED',
-      `the session has ${this.host.gate.waitingMax} transfers waiting (--max-waiting)`,
-      { outcome: 'not-applied' },
-    );
+    throw new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', this.host.gate.refusal, { outcome: 'not-applied' });
   }
 
   /** A piece of an inline value. */

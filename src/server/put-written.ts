@@ -79,11 +79,7 @@ export class WrittenPut implements ActiveOperation, WindowUser {
     if (!host.gate.enter(this.onTurn)) {
       host.context.history.settle(host.clientId, operationId, undefined);
       this.end();
-      throw new FabricKvError(
-        'ERR_FABRICKV_RESOURCE_EXHAUSTED',
-        `the session has ${host.gate.waitingMax} transfers waiting (--max-waiting)`,
-        { outcome: 'not-applied' },
-      );
+      throw new FabricKvError('ERR_FABRICKV_RESOURCE_EXHAUSTED', host.gate.refusal, { outcome: 'not-applied' });
     }
     if (this.state !== 'new') return;
     this.become('waiting');

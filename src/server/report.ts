@@ -26,6 +26,7 @@ export function reportOf(
     quarantinedUnprovableBytes: quarantined.unprovable,
     sessions: sessions.count,
     operationsInFlight: sessions.operationsInFlight,
+    ...sessions.held,
     leases: sessions.leases,
     leasedBytes: store.heldBytes,
     ...counters,

@@ -2,11 +2,10 @@
  * One client's session: its handshake, its messages, what was granted to it, and its end, with which everything goes.
  */
 
-import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { FabricError, remoteAddress, remoteKey } from '../fabric/index.js';
-import { appendServerMessage, type Received } from '../protocol/codec.js';
+import { appendServerMessage } from '../protocol/codec.js';
 import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
-import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
+import { type DataSource, FrameWriter, type QueuedBytes } from '../protocol/frame-writer.js';
 import type { ClientMessage__Output } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
 import type { Hello__Output } from '../protocol/generated/fabrickv/v1/Hello.js';
 import type { Region__Output } from '../protocol/generated/fabrickv/v1/Region.js';
@@ -25,15 +24,19 @@ import { fromBigInt, fromThreshold, hex64, toBigInt, toSafeInteger, UINT64_MAX }
 import type { Negotiated } from './data-plane.js';
 import { LeaseTable } from './leases.js';
 import type { ActiveOperation, OperationTable } from './operation.js';
-import { OperationGate } from './operation-gate.js';
+import { OperationGate, type SharedGate } from './operation-gate.js';
 import { REGIONS_PER_SESSION_MAX } from './options.js';
 import type { Peer, PeerRegion } from './peers.js';
 import type { ServerContext } from './server-context.js';
+import { type InboxOwner, type InboxShare, SessionInbox, type SessionStream } from './session-inbox.js';
 import { handleOperation } from './session-operations.js';
 import { SessionWindows } from './session-windows.js';
 
-/** The stream as gRPC gives it to us, with our own codec on both sides. */
-export type SessionStream = ServerDuplexStream<Received<ClientMessage__Output>, Buffer>;
+/** What all sessions of a server have together. */
+export interface SessionsShare extends InboxShare {
+  readonly gate: SharedGate;
+  readonly queued: QueuedBytes;
+}
 
 /** `opening` until Welcome is sent, `open`, then `ended`. */
 type SessionState = 'opening' | 'welcoming' | 'open' | 'ended';
@@ -42,8 +45,14 @@ type SessionState = 'opening' | 'welcoming' | 'open' | 'ended';
 export interface SessionEvents {
   /** It knows whose it is. */
   onHello(session: Session): void;
+  /** A frame has come that is not handled yet. */
+  onReceived(): void;
   /** Told at once; the promise resolves when the session's hold on the data plane is given back, and never rejects. */
   onEnded(session: Session, released: Promise<void>): void;
+  /** Its stream is gone, after its end. */
+  onGone(session: Session): void;
+  /** It has ended, and its peer does not take its last words: its connection has to be cut. */
+  onStuck(peer: string): void;
 }
 
 /** A client that says nothing after it has opened a stream is given this long. */
@@ -54,22 +63,8 @@ const CLIENT_NAME_MAX = 128;
 /** So much of the arena, one part in four, may be kept by one session's leases when no key leads to it any more. */
 const LEASED_PART_OF_ARENA = 4;
 
-/** A frame's messages are handled for this long before the loop gets its turn: a frame may ask for 256 MiB of values. */
-const TURN_MS_MAX = 10;
-/** Messages between two looks at the clock. */
-const CLOCK_INTERVAL = 16;
-/**
- * A turn handles this part of what is there, so that the first answers are on their way, and the client at work on them, while
- * the others are found: what a turn has written leaves when it ends.
- */
-const TURN_PART = 1 / 4;
-/** A turn costs as much as some ten messages: one that has no more than this left handles all of it. */
-const TURN_MESSAGES_MIN = 32;
-/** The stream is not read while more than this waits to be handled. */
-const BACKLOG_MESSAGES_MAX = 1024;
-
 /** One stream, from its Hello to its end. */
-export class Session implements OperationTable {
+export class Session implements OperationTable, InboxOwner {
   readonly id: bigint;
   readonly gate: OperationGate;
   readonly leases: LeaseTable;
@@ -82,36 +77,27 @@ export class Session implements OperationTable {
   private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
   private traceContext: TraceContext;
   private sessionWindows: SessionWindows | undefined;
-  /** What has been received and not been handled. */
-  private readonly backlog: ClientMessage__Output[] = [];
-  private turnMessages = TURN_MESSAGES_MIN;
-  private workScheduled = false;
-  private readonly nextTurn = (): void => {
-    this.workScheduled = false;
-    this.work();
-  };
-  private writable = true;
+  private readonly inbox: SessionInbox;
   private idleCallback: (() => void) | undefined;
+  private lingerTimer: NodeJS.Timeout | undefined;
+  private isGone = false;
 
   constructor(
     readonly context: ServerContext,
+    share: SessionsShare,
     private readonly stream: SessionStream,
     id: bigint,
     private readonly events: SessionEvents,
   ) {
     this.id = id;
-    this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting);
+    this.gate = new OperationGate(context.settings.maxInFlight, context.settings.maxWaiting, share.gate);
     this.leases = new LeaseTable({
       supersededBytesMax: context.store.arena.sizeBytes / LEASED_PART_OF_ARENA,
       counters: context.counters,
       onEmpty: () => this.tellIfIdle(),
     });
-    this.writer = new FrameWriter(stream, appendServerMessage, (writable) => {
-      // A client that does not read is not read from: its results would pile up here.
-      this.writable = writable;
-      if (writable) this.work();
-      else stream.pause();
-    });
+    this.inbox = new SessionInbox(stream, share, this);
+    this.writer = new FrameWriter(stream, appendServerMessage, (writable) => this.onWritable(writable), share.queued);
     this.traceContext = {
       side: 'server',
       requestIdPrefix: '',
@@ -124,9 +110,13 @@ export class Session implements OperationTable {
       () => this.refuse(new FabricKvError('ERR_FABRICKV_PROTOCOL', `no Hello within ${HELLO_TIMEOUT_MS} ms`)),
       HELLO_TIMEOUT_MS,
     );
-    stream.on('data', (frame: Received<ClientMessage__Output>) => this.onFrame(frame));
     stream.on('end', () => this.end('the client ended the stream'));
-    stream.on('cancelled', () => this.end('the connection was lost or the client gave it up'));
+    // Also when everything has been said: it is the last that a stream says.
+    stream.on('cancelled', () => {
+      this.isGone = true;
+      this.end('the connection was lost or the client gave it up');
+      this.gone();
+    });
     stream.on('error', (error: Error) => this.end(error.message));
   }
 
@@ -146,6 +136,11 @@ export class Session implements OperationTable {
 
   get ended(): boolean {
     return this.state === 'ended';
+  }
+
+  /** What its requests that wait take. */
+  get receivedBytes(): number {
+    return this.inbox.heldBytes;
   }
 
   region(regionId: number): PeerRegion | undefined {
@@ -213,12 +208,14 @@ export class Session implements OperationTable {
     this.idleCallback?.();
     if (error === undefined) this.stream.end();
     else this.stream.emit('error', toStatus(error));
-    this.backlog.length = 0;
+    this.inbox.close();
     this.context.logger.info({ sessionId: hex64(this.id), peer: this.traceContext.peer, reason }, 'Session ended');
     this.events.onEnded(this, this.releasePeer());
+    if (!this.isGone) this.lingerTimer = setTimeout(() => this.onLingered(), this.context.settings.limits.lingerMs);
   }
 
-  private refuse(error: FabricKvError): void {
+  /** Ends the session for what its client has done. */
+  refuse(error: FabricKvError): void {
     if (error.code === 'ERR_FABRICKV_INTERNAL') this.context.logger.error({ err: error }, 'Internal error');
     this.context.logger.warn(
       { peer: this.traceContext.peer, code: error.code, error: error.message },
@@ -228,41 +225,38 @@ export class Session implements OperationTable {
     this.end(error.message, error);
   }
 
-  private onFrame(frame: Received<ClientMessage__Output>): void {
-    if (this.state === 'ended') return;
-    if (frame instanceof FabricKvError) {
-      this.refuse(frame);
-      return;
-    }
-    this.context.lastFrameMessages = frame.length;
+  /** A frame waits, whole or in part. */
+  onReceived(): void {
+    this.events.onReceived();
+  }
+
+  onDecoded(messages: number): void {
+    this.context.lastFrameMessages = messages;
     this.context.spin.begin();
-    for (const message of frame) this.backlog.push(message);
-    this.turnMessages = Math.max(TURN_MESSAGES_MIN, Math.ceil(this.backlog.length * TURN_PART));
-    if (!this.workScheduled) this.work();
   }
 
-  /** Handles what has been received, as far as the stream takes the answers, in turns that leave the loop time. */
-  private work(): void {
-    if (this.ended) return;
-    const turnEndsMs = performance.now() + TURN_MS_MAX;
-    let handled = 0;
-    for (const message of this.backlog) {
-      if (!this.writable || handled === this.turnMessages) break;
-      if (handled % CLOCK_INTERVAL === 0 && performance.now() > turnEndsMs) break;
-      handled += 1;
-      this.onMessage(message);
-      // A message may end the session.
-      if (this.ended) return;
-    }
-    this.backlog.splice(0, handled);
-    if (this.writable && this.backlog.length <= BACKLOG_MESSAGES_MAX) this.stream.resume();
-    else this.stream.pause();
-    if (this.backlog.length === 0 || !this.writable || this.workScheduled) return;
-    this.workScheduled = true;
-    setImmediate(this.nextTurn);
+  private onWritable(writable: boolean): void {
+    // A client that does not read is not read from: its results would pile up here.
+    if (!writable) this.context.counters.sessionsHeldBack += 1;
+    this.inbox.setWritable(writable);
   }
 
-  private onMessage(message: ClientMessage__Output): void {
+  private gone(): void {
+    clearTimeout(this.lingerTimer);
+    this.writer.forget();
+    this.events.onGone(this);
+  }
+
+  private onLingered(): void {
+    const peer = this.stream.getPeer();
+    this.context.logger.warn(
+      { sessionId: hex64(this.id), peer },
+      'Nobody reads the last words of a session: its connection is cut',
+    );
+    this.events.onStuck(peer);
+  }
+
+  onMessage(message: ClientMessage__Output): void {
     if (this.state === 'opening' && message.body === 'hello' && message.hello) {
       this.state = 'welcoming';
       clearTimeout(this.helloTimer);

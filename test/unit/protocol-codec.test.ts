@@ -88,6 +88,17 @@ test('a full frame of honest operations passes, with every field set', () => {
   assert.equal(problemOf(frame), undefined);
 });
 
+test('what waits keeps its key and not the frame that it came in', () => {
+  const decoded = decodeClientFrame(
+    encodeClientFrame([
+      { operationId: 1, putOpen: { key: Buffer.from('key'), length: 1_000_000, path: 'RDMA' } },
+      { operationId: 2, data: { bytes: Buffer.alloc(65_536) } },
+    ]),
+  );
+  assert.ok(!(decoded instanceof FabricKvError));
+  assert.ok((decoded[0]?.putOpen?.key.buffer.byteLength ?? 0) <= 8192);
+});
+
 test('a server may grant tens of thousands of extents, and name its cluster', () => {
   const extents = Array.from({ length: 30_000 }, (_, i) => ({ windowId: i, windowOffset: 0, length: 65_536 }));
   const decoded = decodeServerFrame(

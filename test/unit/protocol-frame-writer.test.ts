@@ -1,6 +1,13 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { type DataSource, type FrameSink, FrameWriter } from '../../src/protocol/frame-writer.js';
+import {
+  type DataSource,
+  type FrameSink,
+  FrameWriter,
+  QUEUED_BYTES_MAX,
+  QUEUED_FRAMES_MAX,
+  QueuedBytes,
+} from '../../src/protocol/frame-writer.js';
 import {
   DATA_BYTES_MAX,
   DATA_IN_FLIGHT_BYTES_MAX,
@@ -12,11 +19,9 @@ import type { WireWriter } from '../../src/protocol/wire-format.js';
 /** The writing half of a stream, whose flow the test decides. A message is a name and the end of a line. */
 class Sink implements FrameSink {
   readonly frames: string[][] = [];
-  writable = true;
   private readonly written: (() => void)[] = [];
-  private readonly draining: (() => void)[] = [];
 
-  write(bytes: Buffer, callback?: () => void): boolean {
+  write(bytes: Buffer, callback: () => void): void {
     this.frames.push(
       bytes
         .toString()
@@ -24,26 +29,12 @@ class Sink implements FrameSink {
         .slice(0, -1)
         .map((name) => name.trimEnd()),
     );
-    if (callback !== undefined) this.written.push(callback);
-    return this.writable;
+    this.written.push(callback);
   }
 
-  once(_event: 'drain', listener: () => void): void {
-    this.draining.push(listener);
-  }
-
-  /** The transport has taken the oldest pieces of Data. */
-  take(pieces: number): void {
-    for (const callback of this.written.splice(0, pieces)) callback();
-  }
-
-  drain(): void {
-    this.writable = true;
-    for (const listener of this.draining.splice(0)) listener();
-  }
-
-  get waitingForDrain(): number {
-    return this.draining.length;
+  /** The transport has taken the oldest frames. */
+  take(frames: number): void {
+    for (const callback of this.written.splice(0, frames)) callback();
   }
 
   get messages(): string[] {
@@ -151,26 +142,69 @@ test('small messages pass a large value', async () => {
   assert.equal(sink.messages.length, 6);
 });
 
-test('no Data after the stream is full, until it drains', async () => {
+test('no Data after the stream is full, until half of it is gone', async () => {
   const sink = new Sink();
   const told: boolean[] = [];
   const writer = new FrameWriter<string>(sink, append, (writable) => told.push(writable));
-  sink.writable = false;
-  const value = source('a', 100);
-  writer.sendData(value);
-  assert.equal(value.read, 1);
+  for (let i = 0; i < QUEUED_FRAMES_MAX; i++) {
+    assert.deepEqual(told, []);
+    writer.send('s');
+    writer.flush();
+  }
   assert.deepEqual(told, [false]);
-  sink.take(1);
-  writer.sendData(source('b', 1));
-  assert.deepEqual(sink.messages, ['a1'], 'only what was written before it was full');
-  // What is small goes all the same, and nobody listens twice.
+  const value = source('a', 2);
+  writer.sendData(value);
+  assert.equal(value.read, 0);
+  // What is small goes all the same.
   writer.send('small');
   await turn();
-  assert.deepEqual(sink.messages, ['a1', 'small']);
-  assert.equal(sink.waitingForDrain, 1);
-  sink.drain();
+  assert.equal(sink.messages.at(-1), 'small');
+  sink.take(QUEUED_FRAMES_MAX / 2);
+  assert.deepEqual([told, value.read], [[false], 0]);
+  sink.take(1);
   assert.deepEqual(told, [false, true]);
-  assert.deepEqual(sink.messages.slice(2), ['a2', 'b1', 'a3', 'a4']);
+  assert.deepEqual(sink.messages.slice(-3), ['small', 'a1', 'a2']);
+});
+
+test('a stream is full of bytes, too', () => {
+  const sink = new Sink();
+  const told: boolean[] = [];
+  const writer = new FrameWriter<string>(sink, append, (writable) => told.push(writable));
+  const frames = QUEUED_BYTES_MAX / FRAME_BYTES_TARGET;
+  for (let i = 0; i < frames; i++) writer.send('b'.padEnd(FRAME_BYTES_TARGET - 1));
+  assert.equal(sink.frames.length, frames);
+  assert.deepEqual(told, [false]);
+  sink.take(frames / 2);
+  assert.deepEqual(told, [false, true]);
+});
+
+test('when all together have too much each has one frame, and what is gone is counted as gone', () => {
+  const total = new QueuedBytes(2 * FRAME_BYTES_TARGET);
+  const big = 'b'.padEnd(FRAME_BYTES_TARGET - 1);
+  const writers = Array.from({ length: 3 }, () => {
+    const sink = new Sink();
+    const told: boolean[] = [];
+    return { sink, told, writer: new FrameWriter<string>(sink, append, (writable) => told.push(writable), total) };
+  });
+  const [first, second, third] = writers;
+  assert(first !== undefined && second !== undefined && third !== undefined);
+  first.writer.send(big);
+  assert.deepEqual(first.told, []);
+  first.writer.send(big);
+  assert.deepEqual(first.told, [false], 'the two frames of all are his');
+  second.writer.send(big);
+  third.writer.send(big);
+  assert.deepEqual([second.told, third.told], [[false], [false]], 'one each');
+  assert.equal(total.bytes, 4 * FRAME_BYTES_TARGET);
+  second.sink.take(1);
+  assert.deepEqual(second.told, [false, true], 'whoever has none may have one again');
+  first.sink.take(1);
+  assert.deepEqual(first.told, [false], 'not while he has one');
+  first.writer.forget();
+  assert.equal(total.bytes, FRAME_BYTES_TARGET);
+  first.sink.take(1);
+  third.sink.take(1);
+  assert.equal(total.bytes, 0);
 });
 
 test('a value that is not wanted any more makes room for the next', () => {
@@ -196,8 +230,7 @@ test('nothing leaves after the end', async () => {
   writer.send('late');
   writer.sendData(source('b', 1));
   writer.flush();
-  sink.take(4);
-  sink.drain();
+  sink.take(PIECES_IN_FLIGHT + 1);
   await turn();
   assert.equal(sink.frames.length, written);
   assert.equal(value.read, PIECES_IN_FLIGHT);

@@ -26,11 +26,18 @@ async function hold(address = ANY_PORT): Promise<Held> {
 }
 
 /** What a listener has handed over and reported. */
-function accepting(listener: Listener): { readonly sockets: Socket[]; readonly errors: Error[] } {
-  const seen: { sockets: Socket[]; errors: Error[] } = { sockets: [], errors: [] };
+function accepting(
+  listener: Listener,
+  connectionsMax = Number.POSITIVE_INFINITY,
+): { readonly sockets: Socket[]; readonly errors: Error[]; readonly refused: number } {
+  const seen: { sockets: Socket[]; errors: Error[]; refused: number } = { sockets: [], errors: [], refused: 0 };
   listener.accept({
     onConnection: (socket) => seen.sockets.push(socket),
     onError: (error) => seen.errors.push(error),
+    connectionsMax,
+    onRefused: () => {
+      seen.refused += 1;
+    },
   });
   return seen;
 }
@@ -166,4 +173,34 @@ test('a port that another server has on every address is in use too', async () =
   assert.ok(typeof address === 'object' && address !== null);
   await assert.rejects(listen(parseControlAddress(`0.0.0.0:${address.port}`)), { code: 'ERR_FABRICKV_ADDRESS_IN_USE' });
   other.close();
+});
+
+test('past the most connections one more is closed at once, until one ends', async () => {
+  await using listener = await hold();
+  const seen = accepting(listener, 2);
+  const clients = [connect(portOf(listener), '127.0.0.1'), connect(portOf(listener), '127.0.0.1')];
+  await waitFor(() => seen.sockets.length === 2, { what: 'two connections' });
+  const third = connect(portOf(listener), '127.0.0.1').resume();
+  await once(third, 'close');
+  assert.deepEqual([seen.sockets.length, seen.refused], [2, 1]);
+  clients[0]?.destroy();
+  seen.sockets[0]?.resume();
+  await once(seen.sockets[0] as Socket, 'close');
+  const fourth = connect(portOf(listener), '127.0.0.1');
+  await waitFor(() => seen.sockets.length === 3, { what: 'the next one' });
+  for (const client of [...clients, fourth]) client.destroy();
+});
+
+test('one peer is cut, and no other', async () => {
+  await using listener = await hold();
+  const seen = accepting(listener);
+  const [cut, kept] = [connect(portOf(listener), '127.0.0.1'), connect(portOf(listener), '127.0.0.1')];
+  await waitFor(() => seen.sockets.length === 2, { what: 'two connections' });
+  const ended = once(cut.resume(), 'close');
+  assert.ok(listener.cutPeer(`127.0.0.1:${cut.localPort}`));
+  await ended;
+  await turns();
+  assert.equal(listener.cutPeer(`127.0.0.1:${cut.localPort}`), false);
+  assert.equal(kept.destroyed, false);
+  kept.destroy();
 });

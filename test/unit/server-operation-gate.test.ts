@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { OperationGate } from '../../src/server/operation-gate.js';
+import { GATE_OWN_MAX, OperationGate, SharedGate } from '../../src/server/operation-gate.js';
 
 test('so many start, so many wait in order, the rest is refused', () => {
   const gate = new OperationGate(2, 2);
@@ -69,4 +69,43 @@ test('one whose start throws does not stop the others for ever', () => {
   assert.throws(() => gate.leave(), /start/);
   gate.leave();
   assert.deepEqual(log, ['next']);
+});
+
+test('gates that share limits have each what is its own, and wait for nobody else', () => {
+  const shared = new SharedGate(GATE_OWN_MAX + 2, GATE_OWN_MAX + 1);
+  const [greedy, modest] = [new OperationGate(1000, 1000, shared), new OperationGate(1000, 1000, shared)];
+  let started = 0;
+  const start = (): void => {
+    started += 1;
+  };
+  const fill = (gate: OperationGate): number => {
+    let entered = 0;
+    while (gate.enter(() => start())) entered += 1;
+    return entered;
+  };
+  assert.equal(fill(greedy), 2 * GATE_OWN_MAX + 3);
+  assert.deepEqual([greedy.active, greedy.waiting], [GATE_OWN_MAX + 2, GATE_OWN_MAX + 1]);
+  assert.match(greedy.refusal, /sessions of the server have 17 transfers waiting, this one 17/);
+  assert.equal(fill(modest), 2 * GATE_OWN_MAX);
+  assert.deepEqual([modest.active, modest.waiting], [GATE_OWN_MAX, GATE_OWN_MAX]);
+  // Past the limit nobody has more than his own: two of the greedy one's have to end before one of his begins.
+  for (let i = 0; i < 2; i++) greedy.leave();
+  assert.equal(greedy.active, GATE_OWN_MAX);
+  greedy.leave();
+  assert.deepEqual([greedy.active, greedy.waiting], [GATE_OWN_MAX, GATE_OWN_MAX]);
+  modest.leave();
+  assert.deepEqual([modest.active, modest.waiting], [GATE_OWN_MAX, GATE_OWN_MAX - 1]);
+  for (const gate of [greedy, modest]) while (gate.active > 0) gate.leave();
+  assert.equal(started, 4 * GATE_OWN_MAX + 3);
+  assert.deepEqual([shared.inFlight, shared.waiting], [0, 0]);
+});
+
+test('the refusal of a session that has its own limit says that', () => {
+  const gate = new OperationGate(1, 0, new SharedGate(10, 10));
+  assert.ok(gate.enter(() => undefined));
+  assert.equal(
+    gate.enter(() => undefined),
+    false,
+  );
+  assert.match(gate.refusal, /the session has 0 transfers waiting \(--max-waiting\)/);
 });

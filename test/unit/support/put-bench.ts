@@ -250,7 +250,14 @@ export class BenchSession implements OperationTable {
   }
 
   trace(op: OperationKind, operationId: number, key: Uint8Array | undefined, first: Stage): OperationTrace {
-    const context = { side: 'server', requestIdPrefix: 'client', logger, formatKey: String, peer: '', provider: 'tcp' } as const;
+    const context = {
+      side: 'server',
+      requestIdPrefix: 'client',
+      logger,
+      formatKey: String,
+      peer: '',
+      provider: 'tcp',
+    } as const;
     return new OperationTrace(context, op, operationId, key, first);
   }
 
