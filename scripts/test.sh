@@ -63,7 +63,7 @@ run_native_tests() {
     printf 'failed: the native tests do not build\n' >"$results/native-build.step"
     return 0
   fi
-  timeout --kill-after=10 "$limit_seconds" ctest --test-dir "$build" --parallel 2 --output-on-failure --no-tests=error \
+  timeout --kill-after=10 "$limit_seconds" ctest --test-dir "$build" --parallel 3 --output-on-failure --no-tests=error \
     --output-junit "$results/native.xml" ||
     { [[ -s $results/native.xml ]] || printf 'failed: ctest\n' >"$results/native-run.step"; }
 }
@@ -109,6 +109,8 @@ for step in "${steps[@]}"; do
     verbs) run_verbs_tests ;;
     # These measure how soon an operation ends: one file at a time, so that each has the machine that its deadlines expect.
     fault) run_node_tests fault 1 ;;
+    # Most of these wait for processes that start, or for time to pass.
+    unit | integration) run_node_tests "$step" 3 ;;
     *) run_node_tests "$step" 2 ;;
   esac
 done

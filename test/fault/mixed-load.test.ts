@@ -12,7 +12,7 @@ import { testSeed } from '../support/values.js';
 
 const LOAD_CLIENT = fileURLToPath(new URL('../support/load-client.js', import.meta.url));
 const CLIENTS = 10;
-const LOAD_MS = FULL ? 60_000 : 10_000;
+const LOAD_MS = FULL ? 60_000 : 6000;
 const ARENA_MIB = 2048;
 const MIB = 1024 * 1024;
 const RSS_OVER_ARENA_MAX = 200 * MIB;

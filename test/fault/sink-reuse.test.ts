@@ -11,7 +11,7 @@ import { randomFrom, testSeed } from '../support/values.js';
 const MIB = 1024 * 1024;
 const KEYS = 8;
 const LENGTH_MAX = 24 * MIB;
-const ROUNDS = FULL ? 1500 : 60;
+const ROUNDS = FULL ? 1500 : 30;
 /** So little receive memory that every sink is used again at once. */
 const RECEIVE_MEMORY = 64 * MIB;
 /** Results that are held for a while, so that a late write into one would be seen. */

@@ -7,6 +7,7 @@ import { before, describe, test } from 'node:test';
 import { PRODUCT_TUNING } from '../../bench/data-plane-cases.js';
 import { buildRawPair, RawPair } from '../../bench/raw-pair.js';
 import { Child } from '../support/child.js';
+import { FULL } from '../support/mode.js';
 import { ROOT } from '../support/paths.js';
 
 const KIB = 1024;
@@ -145,7 +146,8 @@ describe('the benchmark of the peers', { timeout: 120_000, skip: peersMissing[0]
     }
   });
 
-  test('Ctrl-C ends every process that it has started', async () => {
+  const skip = FULL ? false : 'as for the suite data-plane: FABRICKV_TEST_FULL=1 runs it';
+  test('Ctrl-C ends every process that it has started', { skip }, async () => {
     // kv-server, redis-server, and a client of either.
     await endsWhatItStarted(['peers', '--peer', 'redis', '--case', 'get-16B-x1'], 4);
   });

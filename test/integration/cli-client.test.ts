@@ -119,7 +119,6 @@ describe('kv-client', () => {
       [16 * KIB + 1, 'inline', 'rdma'],
       [32 * KIB + 1, 'rdma', 'rdma'],
     ] as const;
-    // In the short form values.test.ts has these by one path each.
     const more = [
       [0, 'inline', 'inline'],
       [1, 'inline', 'inline'],

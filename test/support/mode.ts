@@ -12,7 +12,7 @@ export const SETTLE_SLACK_MS = 100;
  * What a process may take to start and to end, beside what it does: Node.js itself, our modules and libfabric, on two
  * cores that others use too. It is added where a whole process is measured, never where an operation is.
  */
-export const PROCESS_SLACK_MS = 1500;
+export const PROCESS_SLACK_MS = 2500;
 
 const GIB = 1024 ** 3;
 

@@ -88,8 +88,8 @@ std::vector<std::string> set_environment(const std::map<std::string, std::string
   setenv("FI_OFI_RXM_DATA_AUTO_PROGRESS", "0", 1);
   // With the registration cache, writes to a region that was closed succeed on verbs.
   setenv("FI_MR_CACHE_MAX_COUNT", "0", 0);
-  // rxm's bounce buffers are for messages, of which we send none: at their default of 16 KiB each, an endpoint takes and
-  // touches 68 MiB for them (libfabric 1.17). Both sides of a connection must have the same.
+  // rxm's bounce buffers are for messages, of which we send none: at their default of 16 KiB each, an endpoint takes
+  // and touches 68 MiB for them (libfabric 1.17). Both sides of a connection must have the same.
   setenv("FI_OFI_RXM_BUFFER_SIZE", "1024", 0);
   return efa::prepare_environment();
 }
