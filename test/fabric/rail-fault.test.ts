@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FabricError, type FabricErrorCode } from '../../src/fabric/index.js';
+import { freeze } from '../support/freeze.js';
 import { deferred, Pair, until } from './support/peer-process.js';
 
 const MIB = 2 ** 20;
@@ -111,7 +112,7 @@ test('pingPeer answers, and a proof leaves the connection that it made alone', a
   assert.ok(proofs > 0);
   assert.deepEqual([peersDisconnected, connectionsEnded, writesFailed], [0, 0, 0]);
   assert.throws(() => ping(77), hasCode('INVALID_ARGUMENT'));
-  pair.target.child.kill('SIGSTOP');
+  await freeze(pair.target.child);
   await pair.rail.prove();
   assert.equal(pair.rail.stats().peersDisconnected, 1);
   pair.target.child.kill('SIGCONT');
