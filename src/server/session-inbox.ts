@@ -40,10 +40,11 @@ export interface InboxOwner {
 /** Messages between two looks at the clock. */
 const CLOCK_INTERVAL = 32;
 /**
- * A turn handles this part of what is there, so that the first answers are on their way, and the client at work on them, while
- * the others are found: what a turn has written leaves when it ends.
+ * Of a frame that no other one follows a turn handles this part, so that the first answers are on their way, and the client at
+ * work on them, while the others are found: what a turn has written leaves when it ends. Where the next frame waits both sides
+ * are at work already, and smaller frames would only cost more.
  */
-const TURN_PART = 1 / 4;
+const TURN_PART = 1 / 2;
 /** A turn costs as much as some ten messages: one that has no more than this left handles all of it. */
 const TURN_MESSAGES_MIN = 32;
 /** Frames of up to this length are handled as they come, */
@@ -185,7 +186,8 @@ export class SessionInbox implements TurnTaker {
     this.hold(messages.length * MESSAGE_BYTES);
     this.messagesBytes = frame.length + messages.length * MESSAGE_BYTES;
     if (messages.length === 0) this.forgetMessages();
-    this.turnMessages = Math.max(this.turnMessages, Math.ceil(messages.length * TURN_PART));
+    const part = this.backlog.length === 0 ? Math.ceil(messages.length * TURN_PART) : messages.length;
+    this.turnMessages = Math.max(this.turnMessages, part);
     return true;
   }
 
