@@ -70,7 +70,10 @@ const collect = (type) => {
 for (const name of ROOTS) collect(root.lookupType(`${PACKAGE}.${name}`));
 
 const tagOf = (field, wire) => field.id * 8 + wire;
-const tagSize = (tag) => (tag < 0x80 ? 1 : 2);
+function tagSize(tag) {
+  if (tag >= 0x4000) throw new Error(`no code is written for tags of more than two bytes: ${tag}`);
+  return tag < 0x80 ? 1 : 2;
+}
 const isMessage = (field) => field.resolvedType instanceof protobuf.Type;
 const isEnum = (field) => field.resolvedType instanceof protobuf.Enum;
 const wireOf = (field) =>
@@ -83,9 +86,10 @@ function scalarOf(field) {
     enums.add(field.resolvedType);
     return {
       ...SCALARS.uint32,
-      isSet: (v) => `${v} !== undefined && ${name}_NUMBERS[${v}] !== 0`,
-      value: (v) => `${name}_NUMBERS[${v}] ?? 0`,
-      read: `${name}_NAMES[r.uint32()] ?? ${name}_NAMES[0]`,
+      isSet: (v) => `enumNumber(${name}_NUMBERS, ${v}) !== 0`,
+      value: (v) => `enumNumber(${name}_NUMBERS, ${v})`,
+      // A number of a later version stays one, so that whoever reads it sees that it is none of those that are known.
+      read: `enumName(${name}_NAMES, r.uint32())`,
       initial: `'${Object.keys(field.resolvedType.values)[0]}'`,
     };
   }
@@ -185,6 +189,11 @@ function mapType(field) {
 /** A message with one oneof of messages: an object of the few fields that are set. */
 function readerOfOneof(type, oneof) {
   const others = type.fieldsArray.filter((field) => oneofOf(field) === undefined);
+  const simple = type.fieldsArray.every((field) =>
+    oneofOf(field) === undefined ? !field.repeated && !field.map : isMessage(field),
+  );
+  if (!simple)
+    throw new Error(`${type.fullName}: no code is written for a oneof of anything but messages, or lists beside it`);
   const cases = type.fieldsArray.map((field) => {
     const tag = tagOf(field, wireOf(field));
     if (oneofOf(field) === undefined)
@@ -320,7 +329,7 @@ writeFileSync(
 import type { Long } from '@grpc/proto-loader';
 ${imports.join('\n')}
 import {
-  bytesOf, isSet64, Lengths, NO_BYTES, type ReaderLimits, varint64Size, varintSize, WireFormatError, WireReader, WireWriter, ZERO,
+  bytesOf, enumName, enumNumber, isSet64, Lengths, NO_BYTES, type ReaderLimits, varint64Size, varintSize, WireFormatError, WireReader, WireWriter, ZERO,
 } from '../wire-format.js';
 
 /** What one frame may have. */

@@ -157,7 +157,8 @@ export class BatchRunner {
     const settled = Promise.allSettled(operations.map(({ promise }) => promise));
     const onAbort = (): void => {
       const error = new FabricKvError('ERR_FABRICKV_CANCELLED', undefined, { cause: signal?.reason });
-      for (const operation of operations) operation.fail(error);
+      // Last ones first: what has not been sent must not be, in the place of one that is given up.
+      for (const operation of operations.toReversed()) operation.fail(error);
     };
     this.#unfinished += operations.length;
     if (signal?.aborted === true) onAbort();

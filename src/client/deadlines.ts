@@ -108,7 +108,7 @@ export class Deadlines {
         continue;
       }
       this.#drop(tick);
-      due.push(...bucket.takeAll());
+      for (const entry of bucket.takeAll()) due.push(entry);
     }
     if (next !== Number.POSITIVE_INFINITY) this.#arm(next);
     for (const entry of due) entry.onDeadline();

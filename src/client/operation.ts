@@ -141,7 +141,8 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
       this.#reject = reject;
     });
     this.trace = new OperationTrace(core.trace, kind, core.nextOperationId(), key, START[kind]);
-    this.#deadlineAtMs = this.trace.startedAtMs + call.timeoutMs;
+    // Exactly: the turn may have taken long already.
+    this.#deadlineAtMs = performance.now() + call.timeoutMs;
     this.#deadlineTick = core.deadlines.add(this, this.#deadlineAtMs);
     core.operations.add(this);
     core.counters.operations += 1;
@@ -186,6 +187,8 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   admit(): void {
     if (this.#state !== 'waiting' || this.core.closed) return;
+    // Its time is over, which it is about to hear: a mutation that is sent now would end as unknown.
+    if (this.#deadlineAtMs <= turnNowMs()) return;
     this.#become('running');
     this.core.connection.whenOpen(this);
   }
@@ -323,7 +326,9 @@ export abstract class Operation<T> implements SessionHandler, SessionWaiter, Gat
 
   /** For the wire: the time that is left. */
   protected get deadlineMs(): number {
-    return Math.max(1, Math.ceil(this.#heldLeftMs ?? this.#deadlineAtMs - turnNowMs()));
+    const leftMs = this.#heldLeftMs ?? this.#deadlineAtMs - turnNowMs();
+    // The turn's clock may be that of its beginning, before the operation's.
+    return Math.max(1, Math.ceil(Math.min(leftMs, this.call.timeoutMs)));
   }
 
   /** The operation's time begins anew: it has come further. */

@@ -22,7 +22,7 @@ export const ZERO: Long = Object.freeze({ low: 0, high: 0, unsigned: true }) as 
 /** Bytes that are not set. */
 export const NO_BYTES: Buffer = Buffer.alloc(0);
 
-/** Something that has no limit of its own is wrong with the bytes: the message says what. */
+/** The bytes are malformed, or have more of something than the limits say: the message says what. */
 export class WireFormatError extends Error {
   override readonly name = 'WireFormatError';
 }
@@ -49,6 +49,17 @@ export function varint64Size(value: number | string | Long): number {
 export function isSet64(value: Uint64Input): value is number | string | Long {
   if (typeof value === 'object') return value.low !== 0 || value.high !== 0;
   return value !== undefined && Number(value) !== 0;
+}
+
+/** The number of an enum's value, given by its name or its number. */
+export function enumNumber(numbers: Readonly<Record<string, number>>, value: string | number | undefined): number {
+  if (typeof value === 'number') return value;
+  return value === undefined ? 0 : (numbers[value] ?? 0);
+}
+
+/** The name of an enum's value; of one that a later version has, the number, as proto-loader has it. */
+export function enumName<Name extends string>(names: readonly Name[], value: number): Name {
+  return names[value] ?? (value as unknown as Name);
 }
 
 /** A bytes field as bytes. */
@@ -130,7 +141,9 @@ export class WireWriter {
   reserve(sizeBytes: number): void {
     if (this.#at + sizeBytes <= this.bytes.length) return;
     const wanted = this.sizeBytes + sizeBytes;
-    const chunk = Buffer.allocUnsafe(Math.max(wanted, Math.min(FRAMES_PER_CHUNK * wanted, CHUNK_BYTES_MAX)));
+    // A frame that outgrows its memory gets twice as much, or it would be copied for each message that follows.
+    const ample = Math.max(2 * this.sizeBytes, Math.min(FRAMES_PER_CHUNK * wanted, CHUNK_BYTES_MAX));
+    const chunk = Buffer.allocUnsafe(Math.max(wanted, ample));
     this.bytes.copy(chunk, 0, this.#begin, this.#at);
     this.bytes = chunk;
     this.#at -= this.#begin;
@@ -233,7 +246,7 @@ export class WireReader {
     this.#fieldsLeft -= 1;
     if (this.#fieldsLeft < 0) throw new WireFormatError(`over ${this.#fieldsMax} fields in one frame`);
     const first = this.bytes[this.#at] ?? 0;
-    if (first > 0 && first < 0x80) {
+    if (first >= 8 && first < 0x80) {
       this.#at += 1;
       return first;
     }
@@ -251,7 +264,7 @@ export class WireReader {
       return first;
     }
     // Beyond 32 bits what is more is dropped, as protobuf has it.
-    return this.#varint('a number') % TWO_32;
+    return this.uint64().low >>> 0;
   }
 
   /** @throws WireFormatError */

@@ -9,8 +9,8 @@ import type { Server } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
 
 /**
- * Of a connection, and of each stream in it. A client can make the server hold so much that it does not read: with the most
- * sessions, 1,024 by default, 512 MiB.
+ * Of a connection, and of each stream in it. A client can make the server hold so much of each call that it does not read: with
+ * the most sessions, 1,024 by default, 512 MiB.
  */
 export const RECEIVE_WINDOW_BYTES = 512 * 1024;
 

@@ -10,11 +10,28 @@ export const GATE_OWN_MAX = 16;
 export class SharedGate {
   inFlight = 0;
   waiting = 0;
+  /** Those that have room of their own, and starts that wait for room of everybody's. */
+  readonly starved = new Set<OperationGate>();
+  private admitting = false;
 
   constructor(
     readonly inFlightMax: number,
     readonly waitingMax: number,
   ) {}
+
+  /** There is room again: it goes to those who wait for it. */
+  admit(): void {
+    if (this.admitting || this.starved.size === 0) return;
+    this.admitting = true;
+    try {
+      for (const gate of this.starved) {
+        if (this.inFlight >= this.inFlightMax) break;
+        gate.admit();
+      }
+    } finally {
+      this.admitting = false;
+    }
+  }
 }
 
 /** Lets operations start while there is room, keeps some waiting, and refuses the rest. */
@@ -53,25 +70,36 @@ export class OperationGate {
    * @returns false when it was refused, because both limits are reached; `start` is never called then
    */
   enter(start: () => void): boolean {
-    if (this.mayStart()) {
+    // Those who came before go first.
+    if (this.waitingStarts.size > 0) this.admit();
+    if (this.waitingStarts.size === 0 && this.mayStart()) {
       this.begin(start);
       return true;
     }
     if (!this.mayWait()) return false;
     this.waitingStarts.add(start);
     this.shared.waiting += 1;
+    if (this.inFlight < this.inFlightMax) this.shared.starved.add(this);
     return true;
   }
 
   /** One that waits has ended: it is never started. Does nothing to one that does not wait. */
   withdraw(start: () => void): void {
-    if (this.waitingStarts.delete(start)) this.shared.waiting -= 1;
+    if (!this.waitingStarts.delete(start)) return;
+    this.shared.waiting -= 1;
+    if (this.waitingStarts.size === 0) this.shared.starved.delete(this);
   }
 
   /** One that was started has ended; the next one starts in its place. */
   leave(): void {
     this.inFlight -= 1;
     this.shared.inFlight -= 1;
+    this.admit();
+    this.shared.admit();
+  }
+
+  /** Starts what waits, as far as there is room. */
+  admit(): void {
     // One that fails in its own start leaves inside the loop below: a call for each of thousands would end the stack.
     if (this.admitting) return;
     this.admitting = true;
@@ -82,6 +110,7 @@ export class OperationGate {
         this.withdraw(next);
         this.begin(next);
       }
+      if (this.waitingStarts.size > 0 && this.inFlight < this.inFlightMax) this.shared.starved.add(this);
     } finally {
       this.admitting = false;
     }
@@ -93,7 +122,7 @@ export class OperationGate {
     start();
   }
 
-  // Whoever waits does so behind some of its own session, whose end starts it: no gate ever waits for another's.
+  // Of what is its own no gate ever waits for another's.
   private mayStart(): boolean {
     const { inFlight, shared } = this;
     return inFlight < this.inFlightMax && (inFlight < GATE_OWN_MAX || shared.inFlight < shared.inFlightMax);

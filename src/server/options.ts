@@ -98,7 +98,7 @@ export const SERVER_LIMITS: ServerLimits = {
 export const CONNECTIONS_BESIDE_SESSIONS = 256;
 
 /** Calls at a time on one connection; HTTP/2 makes further ones wait at the client. */
-export const CALLS_PER_CONNECTION_MAX = 256;
+export const CALLS_PER_CONNECTION_MAX = 64;
 
 /** Regions that one session may introduce. */
 export const REGIONS_PER_SESSION_MAX = 1024;

@@ -31,6 +31,8 @@ export interface InboxOwner {
   onMessage(message: ClientMessage__Output): void;
   /** Something waits. May end the owner. */
   onReceived(): void;
+  /** Nothing waits any more. May end the owner. */
+  onEmptied(): void;
   /** A frame of so many messages is being handled. */
   onDecoded(messages: number): void;
   /** A frame is not one: ends the owner. */
@@ -41,12 +43,14 @@ export interface InboxOwner {
 const CLOCK_INTERVAL = 32;
 /**
  * Of a frame that no other one follows a turn handles this part, so that the first answers are on their way, and the client at
- * work on them, while the others are found: what a turn has written leaves when it ends. Where the next frame waits both sides
+ * work on them, while the others are found: what it has written leaves when the round ends. Where the next frame waits both sides
  * are at work already, and smaller frames would only cost more.
  */
 const TURN_PART = 1 / 2;
 /** A turn costs as much as some ten messages: one that has no more than this left handles all of it. */
 const TURN_MESSAGES_MIN = 32;
+/** What is handled as it comes, and takes longer than this, is gone on with in turns: a small frame may ask for much. */
+const STRAIGHT_MS_MAX = 2;
 /** Frames of up to this length are handled as they come, */
 const STRAIGHT_FRAME_BYTES_MAX = 16 * 1024;
 /** until a session has had this much of them: then it waits for a turn like those that have more. */
@@ -110,7 +114,7 @@ export class SessionInbox implements TurnTaker {
       this.straightBytes <= STRAIGHT_BYTES_MAX &&
       this.share.turns.mayGoOn(frame.length);
     if (isStraight) {
-      this.work(Number.POSITIVE_INFINITY);
+      this.work(performance.now() + STRAIGHT_MS_MAX);
     } else {
       this.flow();
       this.owner.onReceived();
@@ -167,6 +171,7 @@ export class SessionInbox implements TurnTaker {
     this.working = false;
     this.flow();
     if (this.held > 0) this.owner.onReceived();
+    else this.owner.onEmptied();
   }
 
   /** Takes the next frame. @returns whether there was one */

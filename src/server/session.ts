@@ -38,7 +38,7 @@ export interface SessionsShare extends InboxShare {
   readonly queued: QueuedBytes;
 }
 
-/** `opening` until Welcome is sent, `open`, then `ended`. */
+/** `opening` until Hello, `welcoming` until Welcome is sent, `open`, then `ended`. */
 type SessionState = 'opening' | 'welcoming' | 'open' | 'ended';
 
 /** What a session tells whoever keeps the sessions. */
@@ -203,7 +203,8 @@ export class Session implements OperationTable, InboxOwner {
     clearTimeout(this.helloTimer);
     this.writer.flush();
     this.writer.end();
-    for (const operation of [...this.operations.values()]) operation.stop({ kind: 'session-ended' });
+    // The last first: what waits must not begin in the place of what is stopped.
+    for (const operation of [...this.operations.values()].reverse()) operation.stop({ kind: 'session-ended' });
     this.leases.close();
     this.idleCallback?.();
     if (error === undefined) this.stream.end();
@@ -216,6 +217,7 @@ export class Session implements OperationTable, InboxOwner {
 
   /** Ends the session for what its client has done. */
   refuse(error: FabricKvError): void {
+    if (this.ended) return;
     if (error.code === 'ERR_FABRICKV_INTERNAL') this.context.logger.error({ err: error }, 'Internal error');
     this.context.logger.warn(
       { peer: this.traceContext.peer, code: error.code, error: error.message },
@@ -228,6 +230,11 @@ export class Session implements OperationTable, InboxOwner {
   /** A frame waits, whole or in part. */
   onReceived(): void {
     this.events.onReceived();
+  }
+
+  /** All that has come is handled. */
+  onEmptied(): void {
+    this.tellIfIdle();
   }
 
   onDecoded(messages: number): void {
@@ -426,7 +433,7 @@ export class Session implements OperationTable, InboxOwner {
 
   /** A client that reads under a lease has more to ask for. */
   private get isIdle(): boolean {
-    return this.operations.size === 0 && this.leases.count === 0;
+    return this.operations.size === 0 && this.leases.count === 0 && this.inbox.heldBytes === 0;
   }
 
   private tellIfIdle(): void {

@@ -24,7 +24,7 @@ export class Sessions {
   constructor(
     private readonly context: ServerContext,
     /** Cuts the connection of a peer. */
-    private readonly cutPeer: (peer: string) => void,
+    private readonly cutPeer: (peer: string) => boolean,
   ) {
     const { limits } = context.settings;
     this.share = {
@@ -84,8 +84,7 @@ export class Sessions {
         onReceived: () => this.relieve(),
         onGone: (session) => this.lingering.delete(session),
         onStuck: (peer) => {
-          counters.connectionsCut += 1;
-          this.cutPeer(peer);
+          if (this.cutPeer(peer)) counters.connectionsCut += 1;
         },
         onEnded: (session, released) => {
           this.open.delete(session);

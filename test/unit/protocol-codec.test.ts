@@ -99,6 +99,21 @@ test('what waits keeps its key and not the frame that it came in', () => {
   assert.ok((decoded[0]?.putOpen?.key.buffer.byteLength ?? 0) <= 8192);
 });
 
+test('what a later version means by a number is not taken for what is known', () => {
+  // PutOptions.acknowledgement = 1, in a Put.
+  const decoded = decodeClientFrame(message('put', field(6, Buffer.from([0x20, 0x01]))));
+  assert.ok(!(decoded instanceof FabricKvError));
+  assert.notEqual(decoded[0]?.put?.options?.acknowledgement, 'MEMORY');
+});
+
+test('fields that no message has are refused, and negative numbers keep their bits', () => {
+  assert.match(problemOf(field(1, Buffer.from([0x02, 0x00]))) ?? '', /tag/);
+  const minusOne = Buffer.from([0x10, ...Buffer.alloc(9, 0xff), 0x01]);
+  const decoded = decodeClientFrame(message('get', minusOne));
+  assert.ok(!(decoded instanceof FabricKvError));
+  assert.equal(decoded[0]?.get?.namespace, 0xffff_ffff);
+});
+
 test('a server may grant tens of thousands of extents, and name its cluster', () => {
   const extents = Array.from({ length: 30_000 }, (_, i) => ({ windowId: i, windowOffset: 0, length: 65_536 }));
   const decoded = decodeServerFrame(

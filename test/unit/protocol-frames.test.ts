@@ -3,7 +3,6 @@
  */
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { loadSync } from '@grpc/proto-loader';
 import fc from 'fast-check';
@@ -146,13 +145,3 @@ for (const [frame, message, encode, decode] of FRAMES) {
     );
   });
 }
-
-test('the code was generated from the proto file as it is', () => {
-  // A field that one of them does not know would be lost in the properties above without a sign.
-  const proto = readFileSync(`${ROOT}proto/fabrickv/v1/fabrickv.proto`, 'utf8');
-  const generated = readFileSync(`${ROOT}src/protocol/generated/frames.ts`, 'utf8');
-  const session = proto.slice(0, proto.indexOf('// Unary.'));
-  for (const [, name] of session.matchAll(/^\s+(?:repeated )?[\w.<>, ]+ (\w+) = \d+;/gm)) {
-    assert.ok(generated.includes(camel(name ?? '')), `no code for the field ${name}`);
-  }
-});

@@ -109,3 +109,22 @@ test('the refusal of a session that has its own limit says that', () => {
   );
   assert.match(gate.refusal, /the session has 0 transfers waiting \(--max-waiting\)/);
 });
+
+test('who waits only for room of everybody`s starts when another gate makes some, and before those who come later', () => {
+  const shared = new SharedGate(GATE_OWN_MAX + 1, 100);
+  const one = new OperationGate(100, 100, shared);
+  const other = new OperationGate(100, 100, shared);
+  const started: string[] = [];
+  const start = (name: string) => (): void => void started.push(name);
+  other.enter(start('other'));
+  for (let i = 0; i < GATE_OWN_MAX; i++) one.enter(start('own'));
+  assert.ok(one.enter(start('first')));
+  assert.ok(one.enter(start('second')));
+  assert.equal(one.waiting, 2);
+  other.leave();
+  assert.deepEqual(started.slice(-1), ['first'], 'nothing of its own has ended');
+  assert.ok(one.enter(start('third')));
+  one.leave();
+  assert.deepEqual(started.slice(-2), ['first', 'second']);
+  assert.equal(shared.waiting, 1);
+});
