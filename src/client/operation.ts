@@ -12,46 +12,18 @@ import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js
 import { fromFailure } from '../protocol/rpc-errors.js';
 import { type OperationKind, OperationTrace, type Stage, type TraceContext } from '../protocol/stages.js';
 import { turnNowMs } from '../protocol/turn-clock.js';
-import { Bag } from './bag.js';
 import type { Connection, SessionWaiter } from './connection.js';
 import type { Counters } from './counters.js';
 import type { Deadlines, DeadlineTick, Expiring } from './deadlines.js';
 import { toClientError } from './fabric-errors.js';
 import { TRANSFER_RETRIES_MAX, transferBackoffMs } from './limits.js';
 import type { Gated, OperationGate } from './operation-gate.js';
+import type { OperationDescription, Operations } from './operations.js';
 import type { CallSettings, ClientSettings } from './options.js';
 import type { ReceivePool } from './receive-pool.js';
 import type { Session, SessionHandler } from './session.js';
 import type { SizeMemory } from './size-memory.js';
 import type { Transitions } from './state-machine.js';
-
-/** An operation that has not settled, whatever it will give. */
-export interface PendingOperation {
-  /** Its place among the client's operations: theirs. */
-  operationPlace: number;
-  describe(): OperationDescription;
-  fail(error: FabricKvError): void;
-}
-
-/** What a report of stalled operations says of one. */
-export interface OperationDescription {
-  readonly op: OperationKind;
-  readonly key: string | undefined;
-  readonly requestId: string;
-  readonly stage: Stage;
-  readonly stageAgeMs: number;
-}
-
-/** A client's operations that have not settled. */
-export class Operations extends Bag<PendingOperation> {
-  protected override placeOf(operation: PendingOperation): number {
-    return operation.operationPlace;
-  }
-
-  protected override setPlace(operation: PendingOperation, place: number): void {
-    operation.operationPlace = place;
-  }
-}
 
 /** What operations share with their client. */
 export interface ClientCore {

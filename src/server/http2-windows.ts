@@ -17,7 +17,7 @@ export const RECEIVE_WINDOW_BYTES = 512 * 1024;
 /** What grpc-js 1.14 keeps to itself. */
 interface ServerInternals {
   readonly commonServerOptions?: { settings?: Record<string, number> };
-  readonly http2Servers?: ReadonlyMap<EventEmitter, unknown>;
+  readonly http2Servers?: Map<EventEmitter, unknown>;
 }
 
 /**
@@ -27,15 +27,14 @@ interface ServerInternals {
  * @returns sets the windows of its connections; to be called when it listens, or has its connection injector
  */
 export function growReceiveWindows(grpc: Server, logger: Logger): () => void {
-  const { commonServerOptions } = grpc as unknown as ServerInternals;
-  if (typeof commonServerOptions !== 'object') {
+  const { commonServerOptions, http2Servers } = grpc as unknown as ServerInternals;
+  if (typeof commonServerOptions !== 'object' || !(http2Servers instanceof Map)) {
     logger.warn('The HTTP/2 windows stay at 64 KiB: this release of @grpc/grpc-js is not known');
     return () => undefined;
   }
   commonServerOptions.settings = { ...commonServerOptions.settings, initialWindowSize: RECEIVE_WINDOW_BYTES };
   return () => {
-    const { http2Servers } = grpc as unknown as ServerInternals;
-    for (const server of http2Servers?.keys() ?? []) {
+    for (const server of http2Servers.keys()) {
       server.on('session', (session: ServerHttp2Session) => session.setLocalWindowSize(RECEIVE_WINDOW_BYTES));
     }
   };

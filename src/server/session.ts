@@ -51,8 +51,8 @@ export interface SessionEvents {
   onEnded(session: Session, released: Promise<void>): void;
   /** Its stream is gone, after its end. */
   onGone(session: Session): void;
-  /** It has ended, and its peer does not take its last words: its connection has to be cut. */
-  onStuck(peer: string): void;
+  /** It has ended, and its peer does not take its last words. @returns whether its connection was cut */
+  onStuck(peer: string): boolean;
 }
 
 /** A client that says nothing after it has opened a stream is given this long. */
@@ -256,11 +256,13 @@ export class Session implements OperationTable, InboxOwner {
 
   private onLingered(): void {
     const peer = this.stream.getPeer();
+    const isCut = this.events.onStuck(peer);
     this.context.logger.warn(
       { sessionId: hex64(this.id), peer },
-      'Nobody reads the last words of a session: its connection is cut',
+      isCut
+        ? 'Nobody reads the last words of a session: its connection is cut'
+        : 'Nobody reads the last words of a session, and its connection cannot be told from others: it counts until its client closes it',
     );
-    this.events.onStuck(peer);
   }
 
   onMessage(message: ClientMessage__Output): void {

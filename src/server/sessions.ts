@@ -23,7 +23,7 @@ export class Sessions {
 
   constructor(
     private readonly context: ServerContext,
-    /** Cuts the connection of a peer. */
+    /** Cuts the connection of a peer. @returns whether there was one by that name */
     private readonly cutPeer: (peer: string) => boolean,
   ) {
     const { limits } = context.settings;
@@ -84,7 +84,9 @@ export class Sessions {
         onReceived: () => this.relieve(),
         onGone: (session) => this.lingering.delete(session),
         onStuck: (peer) => {
-          if (this.cutPeer(peer)) counters.connectionsCut += 1;
+          const isCut = this.cutPeer(peer);
+          if (isCut) counters.connectionsCut += 1;
+          return isCut;
         },
         onEnded: (session, released) => {
           this.open.delete(session);

@@ -17,7 +17,7 @@ export interface TurnTaker {
 /** All of them together have this long between two looks at the sockets. */
 const ROUND_MS_MAX = 5;
 
-/** What all of them may do straight away between two rounds, in bytes of frames: some 2,000 small requests. */
+/** What all of them may do straight away between two rounds, in bytes of frames. */
 const STRAIGHT_BYTES_MAX = 64 * 1024;
 
 /** First come, first served; whoever has not finished queues again behind the others. */
