@@ -3,10 +3,10 @@
  * ahead of the consumer.
  */
 
+import { combineCrc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { OPERATION_TIMEOUT_MS_MAX } from '../protocol/limits.js';
 import type { OperationTrace } from '../protocol/stages.js';
-import { combineCrc32c } from './crc-combine.js';
 import { toClientError } from './fabric-errors.js';
 import { RANGES_IN_FLIGHT_MAX } from './limits.js';
 import type { ClientCore } from './operation.js';

@@ -3,6 +3,7 @@
  * from where it is.
  */
 
+import { EXTENT_BYTES_MAX } from '../protocol/limits.js';
 import { SYNC_BYTES_MAX } from './limits.js';
 import { type BytesSource, bytesOf } from './put-source.js';
 import {
@@ -15,8 +16,8 @@ import {
 import type { Block } from './receive-pool.js';
 import type { UserRegion } from './region.js';
 
-/** A region is written in larger pieces: their ends only tell the server how far it may check. */
-const REGION_PIECE_BYTES = 8 * 1024 * 1024;
+/** A region is written in larger pieces, of an extent each: their ends only tell the server how far it may check. */
+const REGION_PIECE_BYTES = EXTENT_BYTES_MAX;
 const REGION_PIECES_MAX = 2;
 
 /** Writes the first bytes of a region. */

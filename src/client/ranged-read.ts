@@ -2,10 +2,9 @@
  * A whole value into one piece of memory, in ranges: what `get` and `getInto` do with large values.
  */
 
-import { crc32c } from '../fabric/index.js';
+import { combineCrc32c, crc32c } from '../fabric/index.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { OperationTrace } from '../protocol/stages.js';
-import { combineCrc32c } from './crc-combine.js';
 import type { DataPlane, IntroducedMemory } from './data-plane.js';
 import { toClientError } from './fabric-errors.js';
 import { RANGE_BYTES_MAX, SYNC_BYTES_MAX } from './limits.js';

@@ -343,7 +343,7 @@ export class Session {
         this.dataPlane.windows.offered(message.windowOffer);
         break;
       case 'windowRevoke':
-        if (message.windowRevoke) this.dataPlane?.windows.revoked(message.windowRevoke.windowId);
+        if (message.windowRevoke) this.dataPlane?.windows.revoked(message.windowRevoke);
         break;
       case 'railChanged':
         if (!message.railChanged || this.dataPlane === undefined) throw outOfTurn('RailChanged');

@@ -8,6 +8,7 @@ import { FabricKvError } from '../protocol/errors.js';
 import type { ClientMessage } from '../protocol/generated/fabrickv/v1/ClientMessage.js';
 import type { GrantExtent__Output } from '../protocol/generated/fabrickv/v1/GrantExtent.js';
 import type { WindowOffer__Output } from '../protocol/generated/fabrickv/v1/WindowOffer.js';
+import type { WindowRevoke__Output } from '../protocol/generated/fabrickv/v1/WindowRevoke.js';
 import { toBigInt, toSafeInteger } from '../protocol/wire.js';
 import { StateMachine, type Transitions } from './state-machine.js';
 
@@ -18,13 +19,10 @@ const WINDOWS_MAX = 16_384;
 const ALIGNMENT_BYTES = 64;
 
 /**
- * One value may take this part of a session window, so that it serves several: what a larger one would save is a round
- * trip, of which its own transfer takes many times as long.
+ * Values that take more than this part of a session window go into one in which nothing is on its way: what lands behind
+ * them is announced only after them, and would wait long.
  */
 const WINDOW_SHARE_MAX = 1 / 4;
-
-/** This much a value may take of the smallest windows too, for which {@link WINDOW_SHARE_MAX} would leave little. */
-const WINDOW_VALUE_BYTES_MIN = 1024 * 1024;
 
 /**
  * - `expected`: a grant names it; its offer follows while the first extents are written.
@@ -45,6 +43,8 @@ export class WriteWindow implements RemoteMemory {
   writes = 0;
   /** Grants of operations in flight that name it. */
   grants = 0;
+  /** Whether the server has closed it. */
+  closed = false;
   readonly #machine = new StateMachine<WindowState>('window', 'expected', TRANSITIONS);
   readonly #remotes = new Map<PeerPath, RemoteRegionId>();
   #offer: WindowOffer__Output | undefined;
@@ -210,15 +210,16 @@ export class WriteWindows {
   }
 
   /**
-   * The server takes a window back; it is told when no write is in flight. What is being written to the session window is announced
-   * before that: the server still takes it for a while.
+   * The server takes a window back; unless it has closed it, it is told when no write is in flight. What is being written to the
+   * session window is announced before that: the server still takes it for a while.
    */
-  revoked(windowId: number): void {
+  revoked({ windowId, closed }: WindowRevoke__Output): void {
     const window = this.#windows.get(windowId);
     if (window === undefined) {
-      this.send({ operationId: 0, windowEnded: { windowId } });
+      if (!closed) this.send({ operationId: 0, windowEnded: { windowId } });
       return;
     }
+    window.closed = closed;
     this.#end(window);
     this.#leaveIfQuiet(window);
   }
@@ -264,8 +265,8 @@ export class WriteWindows {
   allocate(length: number): WindowSlot | undefined {
     for (const [i, session] of this.#session.entries()) {
       const { window, next, slots } = session;
-      if (length > Math.max(window.length * WINDOW_SHARE_MAX, WINDOW_VALUE_BYTES_MIN)) continue;
       if (next + length > window.length) continue;
+      if (length > window.length * WINDOW_SHARE_MAX && slots.length > 0) continue;
       session.next = Math.ceil((next + length) / ALIGNMENT_BYTES) * ALIGNMENT_BYTES;
       // Those before it have no room for what is usual here, and are not looked at again.
       if (i > 0) this.#session.splice(0, i);
@@ -320,7 +321,7 @@ export class WriteWindows {
     if (window.state !== 'ended' || window.writes > 0 || this.#announcing.has(window)) return;
     if (this.#windows.get(window.id) !== window) return;
     this.#windows.delete(window.id);
-    this.send({ operationId: 0, windowEnded: { windowId: window.id } });
+    if (!window.closed) this.send({ operationId: 0, windowEnded: { windowId: window.id } });
   }
 
   #announceInOrder(session: SessionWindow): void {
@@ -330,6 +331,8 @@ export class WriteWindows {
       if (first.state === 'landed') first.announce();
     }
     if (slots.length > 0 || !this.#announcing.delete(window)) return;
+    // Of a full one nothing more is wanted: the server need not ask for it.
+    if (session.next >= window.length) this.#end(window);
     this.#leaveIfQuiet(window);
   }
 

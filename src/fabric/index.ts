@@ -1,3 +1,4 @@
+export { combineCrc32c } from './crc-combine.js';
 export { errnoName, FabricError, type FabricErrorCode, type FabricErrorDetails } from './errors.js';
 export { EventLoopSpin } from './event-loop-spin.js';
 export {

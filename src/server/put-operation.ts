@@ -42,6 +42,8 @@ export interface PutRequest {
   readonly path: 'INLINE' | 'RDMA';
   /** The length comes with the commit. */
   readonly streamed: boolean;
+  /** Nothing is to be checked while it comes. */
+  readonly withoutCrc: boolean;
   readonly timeoutMs: number;
 }
 
@@ -117,7 +119,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       return;
     }
     this.renew();
-    if (!inline) this.crc.advance(bytesWritten);
+    if (!inline && !this.request.withoutCrc) this.crc.advance(bytesWritten);
   }
 
   /** A streamed PUT wants more room. */
@@ -290,7 +292,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       this.extents = [];
       publishPut(host, operationId, this.trace, { namespace, key, extents, length, crc32c: crc, path });
       this.end();
-      if (path === 'RDMA') this.windows?.offerSessionWindow(length);
+      if (path === 'RDMA') this.windows?.offerSessionWindows(length);
     } catch (error) {
       context.history.settle(host.clientId, operationId, undefined);
       this.fail(error);

@@ -75,6 +75,8 @@ export class WrittenPut implements ActiveOperation, WindowUser {
       throw error;
     }
     this.trace.mark('put.commit.received');
+    // While the value is checked, the next window is opened.
+    this.windows.offerSessionWindows(written.length);
     host.context.history.begin(host.clientId, operationId);
     if (!host.gate.enter(this.onTurn)) {
       host.context.history.settle(host.clientId, operationId, undefined);
@@ -120,7 +122,6 @@ export class WrittenPut implements ActiveOperation, WindowUser {
       publishPut(host, operationId, this.trace, { namespace, key, extents, length, crc32c: announced, path: 'RDMA' });
       context.counters.putsIntoSessionWindows += 1;
       this.end();
-      this.windows.offerSessionWindow(length);
     } catch (error) {
       this.fail(error instanceof FabricError ? fromFabricError(error) : toFabricKvError(error));
     }

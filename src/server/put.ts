@@ -36,6 +36,7 @@ export function putOpen(session: OperationTable, operationId: number, request: P
       length,
       path,
       streamed,
+      withoutCrc: request.withoutCrc,
       timeoutMs: session.timeoutMs(request.deadlineMs),
     });
     session.started(operationId, operation);

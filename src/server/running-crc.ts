@@ -2,17 +2,33 @@
  * The CRC-32C of a value that is still arriving.
  */
 
-import { crc32c, type Mapping } from '../fabric/index.js';
+import { combineCrc32c, crc32c, type Mapping } from '../fabric/index.js';
 import type { Arena, Extent } from './store/arena.js';
+import type { Range } from './store/extent-allocator.js';
 
 /** Values up to this length are checked on the spot; longer ones on a worker thread. */
 const ON_THE_SPOT_BYTES_MAX = 256 * 1024;
 
-/** The CRC of a value's extents, on whichever thread suits its length. */
+/** What a worker thread checks at a time: of more than this, several threads check parts. */
+const PART_BYTES = 4 * 1024 * 1024;
+
+/** The CRC of a value's extents, on whichever threads suit its length. */
 export async function crcOfExtents(mapping: Mapping, arena: Arena, extents: readonly Extent[]): Promise<number> {
   const crc = new RunningCrc(mapping, arena);
   crc.add(extents);
   return crc.finish();
+}
+
+/** The CRC of `seed`'s bytes and those of a range that follow them. */
+async function crcInParts(mapping: Mapping, { offset, length }: Range, seed: number): Promise<number> {
+  const lengths: number[] = [];
+  for (let at = 0; at < length; at += PART_BYTES) lengths.push(Math.min(PART_BYTES, length - at));
+  const crcs = await Promise.all(
+    lengths.map((partBytes, i) =>
+      mapping.crc32c({ offset: offset + i * PART_BYTES, length: partBytes, seed: i === 0 ? seed : 0 }),
+    ),
+  );
+  return crcs.reduce((crc, part, i) => combineCrc32c(crc, part, lengths[i] ?? 0));
 }
 
 /** Follows the writer, extent by extent, as far as it is told that the bytes have landed. */
@@ -28,6 +44,8 @@ export class RunningCrc {
   private crc = 0;
   private running: Promise<void> | undefined;
   private stopped = false;
+  /** Somebody waits for it. Until then one thread is enough: the others are the transfer's. */
+  private awaited = false;
 
   constructor(
     private readonly mapping: Mapping,
@@ -66,6 +84,7 @@ export class RunningCrc {
     if (this.checkedBytes === 0 && this.running === undefined && length <= ON_THE_SPOT_BYTES_MAX) {
       return this.onTheSpot(length);
     }
+    this.awaited = true;
     this.advance(length);
     while (this.checkedBytes < length && this.running !== undefined) await this.running;
     if (this.checkedBytes !== length)
@@ -90,7 +109,10 @@ export class RunningCrc {
         const extent = this.extents[this.extentIndex];
         if (extent === undefined) throw new Error('a value has more bytes than its extents');
         const length = Math.min(extent.length - this.extentOffset, this.landedBytes - this.checkedBytes);
-        this.crc = await this.mapping.crc32c({ offset: extent.offset + this.extentOffset, length, seed: this.crc });
+        const range = { offset: extent.offset + this.extentOffset, length };
+        this.crc = await (this.awaited
+          ? crcInParts(this.mapping, range, this.crc)
+          : this.mapping.crc32c({ ...range, seed: this.crc }));
         this.checkedBytes += length;
         this.extentOffset += length;
         if (this.extentOffset === extent.length) {

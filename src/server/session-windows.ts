@@ -32,7 +32,7 @@ const REVOKE_GRACE_MS = 250;
 const SUPERSEDED_GRACE_MS = 1000;
 
 /** Session windows of one session that are not closed yet, those that are being revoked included, */
-const SESSION_WINDOWS_MAX = 4;
+const SESSION_WINDOWS_MAX = 6;
 /** and those that are closed and whose proof is under way with them. */
 const SESSION_WINDOWS_UNPROVEN_MAX = 16;
 
@@ -139,19 +139,37 @@ export class SessionWindows {
     return extent;
   }
 
-  /** A value came by RDMA: the session gets a window of its own, or the next one when the last is nearly full. */
-  offerSessionWindow(wantedBytes: number): void {
-    if (this.ended) return;
-    const sessionWindows = [...this.windows.values()].filter(({ kind }) => kind === 'session');
-    const newest = sessionWindows.at(-1);
-    if (newest?.usable === true && !nearlyFull(newest, wantedBytes)) return;
-    const closing = [...this.closing.keys()].filter(({ kind }) => kind === 'session');
-    if (sessionWindows.length + closing.length >= SESSION_WINDOWS_MAX) return;
+  /**
+   * A value comes by RDMA: the session gets a window of its own, and the next one before the last is full. Where a value takes most
+   * of a window, one more, so that there is one whose offer need not be waited for.
+   */
+  offerSessionWindows(wantedBytes: number): void {
+    const windowBytes = this.sharedBytes();
+    const ahead = wantedBytes > windowBytes / SHARED_DIVISOR && wantedBytes <= windowBytes ? 2 : 1;
+    while (this.roomAhead(wantedBytes) < ahead && this.offerSessionWindow());
+  }
+
+  /** How many of the session's windows have room for a value like this, and more. */
+  private roomAhead(wantedBytes: number): number {
+    let count = 0;
+    for (const window of this.windows.values()) {
+      if (window.kind === 'session' && window.usable && !nearlyFull(window, wantedBytes)) count += 1;
+    }
+    return count;
+  }
+
+  /** @returns false when the session can have no further one now */
+  private offerSessionWindow(): boolean {
+    if (this.ended) return false;
+    const { length: count } = [...this.windows.values(), ...this.closing.keys()].filter(
+      ({ kind }) => kind === 'session',
+    );
+    if (count >= SESSION_WINDOWS_MAX) return false;
     // What only the end of an endpoint proves has a bound of its own, --max-quarantine.
     const unproven = [...this.unproven].filter(({ waitsFor }) => waitsFor !== 'unprovable');
-    if (unproven.length >= SESSION_WINDOWS_UNPROVEN_MAX) return;
+    if (unproven.length >= SESSION_WINDOWS_UNPROVEN_MAX) return false;
     const range = this.reserveWithHeadroom(this.sharedBytes());
-    if (range === undefined) return;
+    if (range === undefined) return false;
     const window = this.add('session', range);
     this.unproven.add(window);
     window.whenProven(() => this.unproven.delete(window));
@@ -159,12 +177,13 @@ export class SessionWindows {
     this.open(window).catch((error: unknown) =>
       this.host.context.logger.warn({ err: error }, 'A session window could not be opened'),
     );
+    return true;
   }
 
   /** The client says that it writes to a window no more. That proves nothing, but the window need not stay open for it. */
   onEnded(windowId: number): void {
     const window = this.windows.get(windowId);
-    if (window !== undefined && !window.usable) this.seal(window);
+    if (window !== undefined && (window.kind === 'session' || !window.usable)) this.seal(window);
   }
 
   /** The client has broken a rule of its windows. @returns the error that says so */
@@ -312,7 +331,7 @@ export class SessionWindows {
     const told = this.graceTimers.has(window);
     this.forget(window);
     if (reason !== undefined && !told && window.keys.length > 0) {
-      this.host.send(0, { windowRevoke: { windowId: window.id, reason } });
+      this.host.send(0, { windowRevoke: { windowId: window.id, reason, closed: true } });
     }
     const closing = window.seal();
     this.closing.set(window, closing);

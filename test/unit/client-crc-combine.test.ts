@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { combineCrc32c } from '../../src/client/crc-combine.js';
+import { combineCrc32c } from '../../src/fabric/index.js';
 import { crc32cOf } from '../support/values.js';
 import { configureProperties } from './support/seed.js';
 

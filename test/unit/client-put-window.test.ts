@@ -264,7 +264,7 @@ describe('a PUT into the session window', () => {
     assert.deepEqual(last.of('putCommit').map(idOf), [idOf(first)]);
   });
 
-  test('a large value, and one that does not fit any more, asks for a grant', async () => {
+  test('one that does not fit any more asks for a grant', async () => {
     await using client = await WindowClient.connect(silent);
     await client.offer(1, true, MIB + 64);
     const fits = rejection(client.put({ timeoutMs: 200 }));
@@ -273,6 +273,40 @@ describe('a PUT into the session window', () => {
     assert.equal(client.rail.writes.length, 1);
     client.rail.writes[0]?.end();
     await Promise.all([fits, fitsNoMore]);
+  });
+
+  test('one that takes most of a window goes where nothing is on its way, and a full window is ended with its word', async () => {
+    await using client = await WindowClient.connect(stopAt('putWritten', stored));
+    await client.offer(1, true, 2 * MIB);
+    await client.offer(2, true, MIB);
+    const small = client.put({}, 64);
+    const large = client.put();
+    assert.deepEqual(
+      client.rail.writes.map(({ length, remoteOffset }) => [length, remoteOffset]),
+      [
+        [64, 0],
+        [MIB, 0],
+      ],
+    );
+    for (const write of [...client.rail.writes]) write.end();
+    await Promise.all([small, large]);
+    const { last } = client.peer;
+    const full = (): boolean => last.of('windowEnded').some(({ windowEnded }) => windowEnded?.windowId === 2);
+    await waitFor(full, { what: 'WindowEnded' });
+    const bodies = last.received.map(({ body }) => body);
+    assert.ok(bodies.lastIndexOf('putWritten') < bodies.lastIndexOf('windowEnded'));
+  });
+
+  test('nothing is said of a window that the server has closed', async () => {
+    await using client = await WindowClient.connect(silent);
+    await client.offer(1, true);
+    client.peer.last.send({ operationId: 0, windowRevoke: { windowId: 1, reason: 'full', closed: true } });
+    client.peer.last.send({ operationId: 0, windowRevoke: { windowId: 7, reason: 'unknown', closed: true } });
+    await client.settled();
+    assert.deepEqual(
+      client.peer.last.of('windowEnded').map(({ windowEnded }) => windowEnded?.windowId),
+      [999_999, 999_999],
+    );
   });
 
   test('without a checksum nothing computes one', async () => {

@@ -70,28 +70,28 @@ describe('the session window', () => {
     for (let i = 2; i < 40; i++) {
       session.windows.sealAll('a test');
       await turn();
-      session.windows.offerSessionWindow(BYTES.length);
+      session.windows.offerSessionWindows(BYTES.length);
       await turn();
       if (session.sessionWindow !== undefined) offered += 1;
     }
     assert.equal(offered, 16);
     bench.rail.refusals.clear();
     await waitFor(() => bench.store.arena.usage.quarantinedBytes === 0, { what: 'the proofs' });
-    session.windows.offerSessionWindow(BYTES.length);
+    session.windows.offerSessionWindows(BYTES.length);
     await waitFor(() => session.sessionWindow, { what: 'another one' });
   });
 
   test('counts as long as its memory region is not closed', async () => {
     await using bench = await PutBench.open();
     const { session } = await warmSession(bench);
-    for (let i = 0; i < 8; i++) {
+    for (let i = 0; i < 10; i++) {
       bench.held = true;
       session.windows.sealAll('a test');
       bench.held = false;
-      session.windows.offerSessionWindow(BYTES.length);
+      session.windows.offerSessionWindows(BYTES.length);
       await turn();
     }
-    assert.equal(bench.rail.regions.size, 4 + 1, 'that of the first grant is the fifth');
+    assert.equal(bench.rail.regions.size, 6 + 1, 'that of the first grant is the seventh');
     await bench.drain();
   });
 
@@ -134,6 +134,25 @@ describe('the session window', () => {
     session.say(12, written(id, 4 * piece + 64, late));
     assert.equal(session.lastFailure, 'ERR_FABRICKV_GRANT_ENDED');
     assert.equal(bench.counters.hostileSigns, 0);
+    bench.store.remove(0, KEY);
+    await session.end();
+    await bench.checkEmpty();
+  });
+
+  test('is followed by two when a value takes most of one, so that the next such value finds one', async () => {
+    await using bench = await PutBench.open();
+    const { session, id, length } = await warmSession(bench);
+    const open = (): number => session.allWindows().length;
+    const before = open();
+    const most = Buffer.alloc(length, 5);
+    session.write(id, 0, most);
+    session.say(2, written(id, 0, most));
+    assert.ok((await session.result(2)).put);
+    await waitFor(() => open() === before + 2, { what: 'two more' });
+    // The client has nothing to add to a full one.
+    session.windows.onEnded(id);
+    assert.equal(session.write(id, 0, Buffer.alloc(1)), false);
+    await waitFor(() => open() === before + 1, { what: 'the closing' });
     bench.store.remove(0, KEY);
     await session.end();
     await bench.checkEmpty();

@@ -174,6 +174,20 @@ describe('a PUT by RDMA', () => {
     await bench.checkEmpty();
   });
 
+  test('that will have no CRC is not checked as the client writes', async () => {
+    await using bench = await PutBench.open();
+    const session = bench.session();
+    session.say(1, { putOpen: { key: KEY, length: LENGTH, path: 'RDMA', withoutCrc: true } });
+    session.fill(await session.grant(1), VALUE);
+    session.say(1, { putProgress: { bytesWritten: EXTENT_BYTES_MAX } });
+    session.say(1, { putCommit: { withoutCrc: true } });
+    assert.ok((await session.result(1)).put);
+    assert.equal(bench.crcBytes, 0);
+    bench.store.remove(0, KEY);
+    await session.end();
+    await bench.checkEmpty();
+  });
+
   test('is checked as the client writes: the commit has only the rest to read', async () => {
     await using bench = await PutBench.open();
     const session = bench.session();

@@ -44,6 +44,8 @@ export class PutBench implements AsyncDisposable {
   readonly sessions: BenchSession[] = [];
   /** Set to make the check of a long value's CRC wait. */
   crcGate: Promise<void> = Promise.resolve();
+  /** How much was given to other threads to check. */
+  crcBytes = 0;
   private windowIds = 0;
 
   private constructor(
@@ -57,6 +59,7 @@ export class PutBench implements AsyncDisposable {
     this.store = new Store(new Arena(memory, EXTENT_BYTES_MAX));
     const checked: Pick<Mapping, 'crc32c'> = {
       crc32c: async (options) => {
+        this.crcBytes += options.length;
         await this.crcGate;
         return mapping.crc32c(options);
       },
