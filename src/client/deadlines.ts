@@ -3,7 +3,7 @@
  * would cost more than a small operation does.
  */
 
-import { Bag } from './bag.js';
+import { Bag } from '../collections/bag.js';
 
 /** What has a deadline. */
 export interface Expiring {

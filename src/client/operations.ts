@@ -2,9 +2,9 @@
  * The operations of a client that have not settled: to be listed, and to be ended with it.
  */
 
+import { Bag } from '../collections/bag.js';
 import type { FabricKvError } from '../protocol/errors.js';
 import type { OperationKind, Stage } from '../protocol/stages.js';
-import { Bag } from './bag.js';
 
 /** An operation that has not settled, whatever it will give. */
 export interface PendingOperation {

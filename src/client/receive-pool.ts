@@ -65,12 +65,10 @@ export class ReceivePool {
   readonly mapping: Mapping;
   readonly #free: FreeList;
   readonly #held: Record<BlockState, number> = { transit: 0, lent: 0, quarantined: 0, free: 0 };
-  readonly #lent = new Map<number, PoolBlock>();
   readonly #waiters = new Set<Waiter>();
   readonly #waitersMax: number;
   readonly #sizeBytes: number;
   readonly #regionBytesMax: number;
-  #nextToken = 1;
   #serving = false;
   #closed = false;
 
@@ -185,15 +183,9 @@ export class ReceivePool {
   /** Hands a block to the caller as an ArrayBuffer of its own. */
   lend(block: Block): LentBytes {
     const own = this.#own(block);
-    const token = this.#nextToken++;
-    const loan = this.mapping.lend({
-      offset: own.offset,
-      length: own.length,
-      token,
-      onReturned: (returned) => this.#takeBack(returned),
-    });
+    const { offset, length } = own;
+    const loan = this.mapping.lend({ offset, length, onReturned: () => this.free(own) });
     this.#move(own, 'lent');
-    this.#lent.set(token, own);
     this.#serve();
     return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
   }
@@ -208,13 +200,6 @@ export class ReceivePool {
 
   #unmapIfQuiet(): void {
     if (this.#closed && this.#held.quarantined === 0) this.mapping.close();
-  }
-
-  #takeBack(token: number): void {
-    const block = this.#lent.get(token);
-    if (block === undefined) return;
-    this.#lent.delete(token);
-    this.free(block);
   }
 
   #own(block: Block): PoolBlock {

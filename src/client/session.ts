@@ -4,6 +4,8 @@
 
 import type { Client, ClientDuplexStream, ServiceError, StatusObject } from '@grpc/grpc-js';
 import type { Logger } from 'pino';
+import { Bag } from '../collections/bag.js';
+import { IdTable } from '../collections/id-table.js';
 import { appendClientMessage, type Received } from '../protocol/codec.js';
 import { FabricKvError, toFabricKvError } from '../protocol/errors.js';
 import { type DataSource, FrameWriter } from '../protocol/frame-writer.js';
@@ -14,7 +16,6 @@ import type { Result__Output } from '../protocol/generated/fabrickv/v1/Result.js
 import type { ServerMessage__Output } from '../protocol/generated/fabrickv/v1/ServerMessage.js';
 import { fromServiceError } from '../protocol/rpc-errors.js';
 import { toSafeInteger } from '../protocol/wire.js';
-import { Bag } from './bag.js';
 import type { DataPlane, IntroducedMemory } from './data-plane.js';
 import { HOLDS_IN_FLIGHT_MAX } from './limits.js';
 import { OperationGate } from './operation-gate.js';
@@ -119,7 +120,7 @@ export class Session {
   /** All whose operation this session has, whether it has sent something for them or not. */
   readonly #attached = new Attached();
   /** Those of them that wait for the server. */
-  readonly #handlers = new Map<number, SessionHandler>();
+  readonly #handlers = new IdTable<SessionHandler>();
   /** Of operations that were given up, until Quiesced. */
   readonly #late = new Map<number, LateHandler>();
   readonly #quiescing = new Map<number, { readonly onQuiet: () => void; readonly sinceMs: number }>();

@@ -2,8 +2,8 @@
  * Remembers how long the values of recently used keys were, so that a GET can name a sink that fits at the first try.
  */
 
-/** The most keys that are remembered; the least recently used is forgotten first. */
-const KEYS_MAX = 8192;
+/** The keys that were used last are remembered: so many at least, twice as many at most. */
+const KEYS_MIN = 4096;
 
 /** The sink for a key of unknown length. */
 const GUESS_BYTES = 1024 * 1024;
@@ -13,12 +13,20 @@ const INLINE_STREAK_MAX = 32;
 
 /** Lengths by key, and a guess for keys that it does not know. A wrong one costs a round trip, never more. */
 export class SizeMemory {
-  readonly #lengths = new Map<string, number>();
+  /** Two generations, so that a key that is used often changes nothing, and the old ones go all at once. */
+  #young = new Map<string, number>();
+  #old = new Map<string, number>();
   #inlineStreak = 0;
 
   /** The length that the key's value had last; undefined when that is not known. */
   lookup(namespace: number, key: Buffer): number | undefined {
-    return this.#lengths.size === 0 ? undefined : this.#lengths.get(nameOf(namespace, key));
+    if (this.#isEmpty) return undefined;
+    const name = nameOf(namespace, key);
+    const recent = this.#young.get(name);
+    if (recent !== undefined) return recent;
+    const length = this.#old.get(name);
+    if (length !== undefined) this.#enter(name, length);
+    return length;
   }
 
   /** What to reserve for a key that is not known; 0 while only small values are seen. */
@@ -30,24 +38,32 @@ export class SizeMemory {
   remember(namespace: number, key: Buffer, length: number): void {
     this.#inlineStreak = 0;
     const name = nameOf(namespace, key);
-    this.#lengths.delete(name);
-    this.#lengths.set(name, length);
-    if (this.#lengths.size <= KEYS_MAX) return;
-    for (const oldest of this.#lengths.keys()) {
-      this.#lengths.delete(oldest);
-      break;
-    }
+    if (this.#young.get(name) !== length) this.#enter(name, length);
   }
 
   /** A value came inline: its key needs no sink. `wasKnown` says whether {@link lookup} had a length for it. */
   sawInline(namespace: number, key: Buffer, wasKnown: boolean): void {
     this.#inlineStreak += 1;
-    if (wasKnown && this.#lengths.size > 0) this.#lengths.delete(nameOf(namespace, key));
+    if (wasKnown) this.forget(namespace, key);
   }
 
   /** The key has no value. */
   forget(namespace: number, key: Buffer): void {
-    if (this.#lengths.size > 0) this.#lengths.delete(nameOf(namespace, key));
+    if (this.#isEmpty) return;
+    const name = nameOf(namespace, key);
+    this.#young.delete(name);
+    this.#old.delete(name);
+  }
+
+  get #isEmpty(): boolean {
+    return this.#young.size === 0 && this.#old.size === 0;
+  }
+
+  #enter(name: string, length: number): void {
+    this.#young.set(name, length);
+    if (this.#young.size < KEYS_MIN) return;
+    this.#old = this.#young;
+    this.#young = new Map();
   }
 }
 

@@ -154,7 +154,7 @@ export class OwnMemory extends LendableMemory {
 
   override lend(length: number): LentBytes {
     // The mapping lives as long as the loan, whoever closes it.
-    const loan: Loan = this.mapping.lend({ offset: 0, length, token: 0, onReturned: () => undefined });
+    const loan: Loan = this.mapping.lend({ offset: 0, length, onReturned: () => undefined });
     void this.#dispose();
     return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
   }

@@ -43,6 +43,8 @@ export class WriteWindow implements RemoteMemory {
   writes = 0;
   /** Grants of operations in flight that name it. */
   grants = 0;
+  /** Whether values in it are still to be announced; of a session window. */
+  announcing = false;
   /** Whether the server has closed it. */
   closed = false;
   readonly #machine = new StateMachine<WindowState>('window', 'expected', TRANSITIONS);
@@ -182,8 +184,6 @@ export class WriteWindows {
   readonly #windows = new Map<number, WriteWindow>();
   /** The session's own that there may be room in, oldest first. */
   readonly #session: SessionWindow[] = [];
-  /** Those of the session's own whose values are not all announced. */
-  readonly #announcing = new Map<WriteWindow, SessionWindow>();
 
   constructor(
     /** Of the server. */
@@ -273,7 +273,7 @@ export class WriteWindows {
       window.grants += 1;
       const slot = new WindowSlot({ window, windowOffset: next, length }, () => this.#announceInOrder(session));
       slots.push(slot);
-      this.#announcing.set(window, session);
+      window.announcing = true;
       return slot;
     }
     return undefined;
@@ -318,7 +318,7 @@ export class WriteWindows {
   }
 
   #leaveIfQuiet(window: WriteWindow): void {
-    if (window.state !== 'ended' || window.writes > 0 || this.#announcing.has(window)) return;
+    if (window.state !== 'ended' || window.writes > 0 || window.announcing) return;
     if (this.#windows.get(window.id) !== window) return;
     this.#windows.delete(window.id);
     if (!window.closed) this.send({ operationId: 0, windowEnded: { windowId: window.id } });
@@ -330,7 +330,8 @@ export class WriteWindows {
       slots.shift();
       if (first.state === 'landed') first.announce();
     }
-    if (slots.length > 0 || !this.#announcing.delete(window)) return;
+    if (slots.length > 0 || !window.announcing) return;
+    window.announcing = false;
     // Of a full one nothing more is wanted: the server need not ask for it.
     if (session.next >= window.length) this.#end(window);
     this.#leaveIfQuiet(window);

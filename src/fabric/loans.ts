@@ -1,15 +1,17 @@
+import { IdTable } from '../collections/id-table.js';
+
 /**
  * The loans that are out, whichever backend lent them. A loan is settled by whoever comes first, `release()` or the
  * garbage collector, and by nobody twice.
  */
 export class LoanTable {
-  readonly #out = new Map<number, { readonly token: number; readonly onReturned: (token: number) => void }>();
+  readonly #out = new IdTable<() => void>();
   #next = 1;
 
   /** Enters a loan and names it. */
-  add(token: number, onReturned: (token: number) => void): number {
+  add(onReturned: () => void): number {
     const loan = this.#next++;
-    this.#out.set(loan, { token, onReturned });
+    this.#out.set(loan, onReturned);
     return loan;
   }
 
@@ -20,9 +22,9 @@ export class LoanTable {
 
   /** Tells the owner of a loan that its bytes are back; does nothing when it has been told before. */
   settle(loan: number): void {
-    const entry = this.#out.get(loan);
-    if (entry === undefined) return;
+    const onReturned = this.#out.get(loan);
+    if (onReturned === undefined) return;
     this.#out.delete(loan);
-    entry.onReturned(entry.token);
+    onReturned();
   }
 }

@@ -4,10 +4,8 @@ export interface LendOptions {
   readonly offset: number;
   /** Bytes; at most 4 GiB on Node 20 (`buffer.constants.MAX_LENGTH`). */
   readonly length: number;
-  /** Given back to `onReturned`; any number of the caller's. */
-  readonly token: number;
   /** Called exactly once, on the JS thread, when nothing can reach the lent bytes any more. */
-  readonly onReturned: (token: number) => void;
+  readonly onReturned: () => void;
 }
 
 /** Bytes of a mapping that were handed to the user. */

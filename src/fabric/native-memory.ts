@@ -31,7 +31,7 @@ export class NativeMapping implements Mapping {
     return Buffer.from(unwrap(nativeAddon().viewMapping(this.id, offset, length)));
   }
 
-  lend({ offset, length, token, onReturned }: LendOptions): Loan {
+  lend({ offset, length, onReturned }: LendOptions): Loan {
     this.#check('lend', offset, length);
     const addon = nativeAddon();
     if (!listening) {
@@ -40,7 +40,7 @@ export class NativeMapping implements Mapping {
         for (const loan of returned) loans.settle(loan);
       });
     }
-    const loan = loans.add(token, onReturned);
+    const loan = loans.add(onReturned);
     const lent = addon.lendMapping(this.id, offset, length, loan);
     if (!(lent instanceof ArrayBuffer)) {
       loans.forget(loan);

@@ -3,6 +3,7 @@
  * until it is back; while there is another one, nothing waits for it.
  */
 
+import { Bag } from '../collections/bag.js';
 import { FabricError } from './errors.js';
 import type { PeerId, RemoteRegionId, TransferId } from './ids.js';
 import type { Rail } from './rail.js';
@@ -23,10 +24,23 @@ const PROBE_INTERVAL_MS_MAX = 2000;
 
 /** What a path is told of the writes on it. */
 export interface PathTraffic {
+  /** Its place in the traffic of its path: the path's. */
+  trafficPlace: number;
   /** Bytes that have landed so far; only whether it grows matters. */
   readonly landedBytes: number;
   /** Posts nothing more of it on this path; what was posted comes back, and the rest goes on elsewhere. */
   cut(): void;
+}
+
+/** The writes in flight on one path. */
+class Traffic extends Bag<PathTraffic> {
+  protected override placeOf(traffic: PathTraffic): number {
+    return traffic.trafficPlace;
+  }
+
+  protected override setPlace(traffic: PathTraffic, place: number): void {
+    traffic.trafficPlace = place;
+  }
 }
 
 /** - `up`: in use. - `out`: it has failed, and is probed. - `gone`: replaced, or its owner has left. */
@@ -37,7 +51,7 @@ export class PeerPath {
   /** @internal Set by {@link PeerPaths}. */
   state: PathState = 'up';
   /** @internal Writes in flight, for the watch. */
-  readonly traffic = new Set<PathTraffic>();
+  readonly traffic = new Traffic();
   /** @internal What has landed by writes that have ended. */
   settledBytes = 0;
   /** @internal */
@@ -160,7 +174,7 @@ export class PeerPaths {
       if (path.traffic.size === 0) continue;
       busy = true;
       let landedBytes = path.settledBytes;
-      for (const traffic of path.traffic) landedBytes += traffic.landedBytes;
+      for (const traffic of path.traffic.toArray()) landedBytes += traffic.landedBytes;
       const railBytes = path.rail.stats().bytesWritten;
       path.railBytesAtProgress ??= railBytes;
       const patienceMs = this.#stallMs * (railBytes === path.railBytesAtProgress ? 1 : BUSY_RAIL_PATIENCE);
@@ -172,7 +186,7 @@ export class PeerPaths {
         path.lastProgressMs = nowMs;
         path.railBytesAtProgress = railBytes;
         // Of some writes nothing may have been posted yet: those are no business of the connection's.
-        for (const traffic of path.traffic) traffic.cut();
+        for (const traffic of path.traffic.toArray()) traffic.cut();
         // What is in flight comes back with an error.
         this.#disconnect(path);
       }

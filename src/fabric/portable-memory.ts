@@ -59,7 +59,7 @@ export class PortableMapping implements Mapping {
     return pieces[0] ?? Buffer.alloc(0);
   }
 
-  lend({ offset, length, token, onReturned }: LendOptions): Loan {
+  lend({ offset, length, onReturned }: LendOptions): Loan {
     if (length > constants.MAX_LENGTH) throw invalidArgument('lend', `a loan of ${length} bytes is too long`);
     const pieces = this.#pieces('lend', offset, length);
     const arrayBuffer = new ArrayBuffer(length);
@@ -69,7 +69,7 @@ export class PortableMapping implements Mapping {
       target.set(piece, copied);
       copied += piece.length;
     }
-    const loan = loans.add(token, onReturned);
+    const loan = loans.add(onReturned);
     dropped.register(arrayBuffer, loan);
     return {
       arrayBuffer,

@@ -37,6 +37,16 @@ const FIELDS_PER_SEGMENT = 5;
 /** The addon numbers its transfers slot + generation × this. */
 const TRANSFER_SLOTS = 16_384;
 
+type OnDone = WriteOptions['onDone'];
+
+/** One completion of a batch. */
+interface Settlement {
+  readonly token: number;
+  readonly detail: CompletionDetail | undefined;
+  /** Of a transfer. */
+  readonly onDone: OnDone | undefined;
+}
+
 interface Pending {
   readonly resolve: (value: unknown) => void;
   readonly reject: (reason: unknown) => void;
@@ -304,7 +314,7 @@ class Link {
   state: 'opening' | 'open' | 'failed' | 'closed' = 'opening';
   failure: FabricError | undefined;
   /** By slot; the generation is the addon's business. */
-  readonly transfers: (((error?: FabricError) => void) | undefined)[] = [];
+  readonly transfers = new Array<OnDone | undefined>(TRANSFER_SLOTS).fill(undefined);
   readonly #pending = new Map<number, Pending>();
   readonly #completions: Float64Array;
   readonly #onFailure: ((failure: FabricError) => void) | undefined;
@@ -327,18 +337,16 @@ class Link {
   deliver(count: number, details: readonly CompletionDetail[] | undefined): void {
     // All are looked up before the first is called. The addon has freed the slots of the whole batch, so a callback that
     // begins a write may get the slot of a transfer further on in it; and the pairs are the addon's scratch.
-    const settlements: (() => void)[] = [];
+    const batch: Settlement[] = [];
     for (let i = 0; i < count * 2; i += 2) {
       const token = this.#completions[i] ?? 0;
       const detail = details?.[this.#completions[i + 1] ?? -1];
-      if (token >= 0) settlements.push(this.#takeTransfer(token, detail));
-      else if (token === FAILURE_TOKEN) settlements.push(() => this.#fail(detail));
-      else settlements.push(() => this.#settleCommand(token, detail));
+      batch.push({ token, detail, onDone: token >= 0 ? this.#takeTransfer(token) : undefined });
     }
     let thrown: { readonly error: unknown } | undefined;
-    for (const settle of settlements) {
+    for (const settlement of batch) {
       try {
-        settle();
+        this.#settle(settlement);
       } catch (error) {
         thrown ??= { error };
       }
@@ -357,15 +365,18 @@ class Link {
     }
   }
 
-  /** Takes a transfer's callback out of its slot, to be called later. */
-  #takeTransfer(transfer: number, detail: CompletionDetail | undefined): () => void {
+  /** Takes a transfer's callback out of its slot. */
+  #takeTransfer(transfer: number): OnDone | undefined {
     const slot = transfer % TRANSFER_SLOTS;
     const onDone = this.transfers[slot];
     this.transfers[slot] = undefined;
-    return () => {
-      if (detail?.error === undefined) onDone?.();
-      else onDone?.(new FabricError(detail.error));
-    };
+    return onDone;
+  }
+
+  #settle({ token, detail, onDone }: Settlement): void {
+    if (token >= 0) onDone?.(detail?.error === undefined ? undefined : new FabricError(detail.error));
+    else if (token === FAILURE_TOKEN) this.#fail(detail);
+    else this.#settleCommand(token, detail);
   }
 
   #settleCommand(token: number, detail: CompletionDetail | undefined): void {
@@ -384,8 +395,11 @@ class Link {
   }
 }
 
+/** Of a write of one segment, as most are: the addon has read it when the next one is packed. */
+const onePacked = new Float64Array(FIELDS_PER_SEGMENT);
+
 function pack(segments: readonly WriteSegment[]): Float64Array {
-  const packed = new Float64Array(segments.length * FIELDS_PER_SEGMENT);
+  const packed = segments.length === 1 ? onePacked : new Float64Array(segments.length * FIELDS_PER_SEGMENT);
   let at = 0;
   for (const segment of segments) {
     packed[at++] = segment.mappingId;

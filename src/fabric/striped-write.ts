@@ -44,15 +44,27 @@ export interface StripedWriteOptions {
    */
   readonly onDone: (error?: FabricError) => void;
   /** A part of it failed and goes on. */
-  readonly onRetry?: (error: FabricError) => void;
+  readonly onRetry?: ((error: FabricError) => void) | undefined;
 }
 
 /** The part of a write that one path carries. */
-interface Part extends PathTraffic {
-  readonly path: PeerPath;
-  readonly segments: readonly StripedSegment[];
-  readonly length: number;
+class Part implements PathTraffic {
+  trafficPlace = -1;
   transfer: TransferId | undefined;
+
+  constructor(
+    readonly path: PeerPath,
+    readonly segments: readonly StripedSegment[],
+    readonly length: number,
+  ) {}
+
+  get landedBytes(): number {
+    return this.transfer === undefined ? 0 : this.path.rail.bytesCompleted(this.transfer);
+  }
+
+  cut(): void {
+    if (this.transfer !== undefined) this.path.rail.cancel(this.transfer);
+  }
 }
 
 /** - `running`. - `stopping`: nothing new is posted. - `over`: `onDone` is called, or about to be. */
@@ -61,7 +73,8 @@ type WriteState = 'running' | 'stopping' | 'over';
 /** A write in flight. */
 export class StripedWrite {
   readonly #options: StripedWriteOptions;
-  readonly #parts = new Set<Part>();
+  /** In flight: one for each path that it goes over, and few. */
+  readonly #parts: Part[] = [];
   #state: WriteState = 'running';
   #landedBytes = 0;
   #error: FabricError | undefined;
@@ -124,21 +137,9 @@ export class StripedWrite {
   }
 
   #post(path: PeerPath, segments: readonly StripedSegment[], length: number): void {
-    const { rail } = path;
-    const part: Part = {
-      path,
-      segments,
-      length,
-      transfer: undefined,
-      get landedBytes() {
-        return this.transfer === undefined ? 0 : rail.bytesCompleted(this.transfer);
-      },
-      cut() {
-        if (this.transfer !== undefined) rail.cancel(this.transfer);
-      },
-    };
+    const part = new Part(path, segments, length);
     try {
-      part.transfer = rail.write({
+      part.transfer = path.rail.write({
         peer: path.peer,
         segments: segments.map(({ mappingId, localOffset, remote, remoteOffset, length: bytes }) => {
           const remoteRegionId = remote.on(path);
@@ -152,13 +153,13 @@ export class StripedWrite {
       this.#failed(part, error, 0);
       return;
     }
-    this.#parts.add(part);
+    this.#parts.push(part);
     path.enter(part);
   }
 
   #ended(part: Part, error: FabricError | undefined): void {
     const { path } = part;
-    this.#parts.delete(part);
+    this.#parts.splice(this.#parts.indexOf(part), 1);
     const landedBytes = error === undefined ? part.length : error.landedBytes;
     path.leave(part, landedBytes);
     this.#landedBytes += landedBytes;
@@ -207,7 +208,7 @@ export class StripedWrite {
   }
 
   #endIfQuiet(): void {
-    if (this.#starting || this.#parts.size > 0 || this.#retryTimer !== undefined || this.#state === 'over') return;
+    if (this.#starting || this.#parts.length > 0 || this.#retryTimer !== undefined || this.#state === 'over') return;
     this.#state = 'over';
     queueMicrotask(() => this.#options.onDone(this.#error));
   }

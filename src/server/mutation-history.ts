@@ -4,6 +4,7 @@
  * kept apart, and as long as that takes: they are bounded by the operations in flight.
  */
 
+import { IdTable } from '../collections/id-table.js';
 import { FabricKvError } from '../protocol/errors.js';
 import type { Result } from '../protocol/generated/fabrickv/v1/Result.js';
 import {
@@ -65,7 +66,8 @@ class ClientResults {
 export class MutationHistory {
   // Maps keep insertion order: the first is the oldest.
   private readonly clients = new Map<bigint, ClientResults>();
-  private readonly pending = new Map<bigint, Map<number, Waiter[]>>();
+  /** Those of a client stay when none is left: most begin another one soon. */
+  private readonly pending = new Map<bigint, IdTable<Waiter[]>>();
   private results = 0;
   /** The client that was used last, which stands last in the map. */
   private last: { readonly clientId: bigint; readonly results: ClientResults } | undefined;
@@ -114,9 +116,14 @@ export class MutationHistory {
 
   /** A mutation that {@link find} does not know is being applied; its outcome follows with {@link settle}. */
   begin(clientId: bigint, operationId: number): void {
-    const pending = this.pending.get(clientId) ?? new Map<number, Waiter[]>();
-    if (pending.has(operationId)) throw new Error(`mutation ${operationId} is begun twice`);
-    this.pending.set(clientId, pending.set(operationId, []));
+    let pending = this.pending.get(clientId);
+    if (pending === undefined) {
+      if (this.pending.size >= MUTATION_CLIENTS_MAX) this.forgetIdle();
+      pending = new IdTable();
+      this.pending.set(clientId, pending);
+    }
+    if (pending.get(operationId) !== undefined) throw new Error(`mutation ${operationId} is begun twice`);
+    pending.set(operationId, []);
   }
 
   /** What became of a mutation: its result, or undefined when it changed nothing. */
@@ -139,8 +146,11 @@ export class MutationHistory {
     const waiting = pending?.get(operationId);
     if (pending === undefined || waiting === undefined) return [];
     pending.delete(operationId);
-    if (pending.size === 0) this.pending.delete(clientId);
     return waiting;
+  }
+
+  private forgetIdle(): void {
+    for (const [clientId, pending] of this.pending) if (pending.size === 0) this.pending.delete(clientId);
   }
 
   private keep(clientId: bigint, operationId: number, result: Result): void {

@@ -128,15 +128,54 @@ export interface PeerWriteOptions {
    */
   readonly onDone: (error?: FabricError) => void;
   /** A part of it failed and goes on. */
-  readonly onRetry?: (error: FabricError) => void;
+  readonly onRetry?: ((error: FabricError) => void) | undefined;
 }
 
 /** A write in flight. */
-export interface PeerWrite {
+export class PeerWrite {
+  private graceTimer: NodeJS.Timeout | undefined;
+  private readonly write: StripedWrite;
+
+  /** @internal Use {@link Peer.beginWrite}. */
+  constructor(
+    paths: PeerPaths,
+    mappingId: number,
+    private readonly disconnect: () => void,
+    private readonly options: PeerWriteOptions,
+  ) {
+    const { segments, onRetry } = options;
+    this.write = new StripedWrite({
+      paths,
+      segments: segments.map(({ localOffset, region, remoteOffset, length }) => ({
+        mappingId,
+        localOffset,
+        remote: region,
+        remoteOffset,
+        length,
+      })),
+      onDone: (error) => this.done(error),
+      onRetry,
+    });
+    for (const { region } of segments) region.use();
+    this.write.start();
+  }
+
   /** Bytes that have landed. */
-  readonly landedBytes: number;
+  get landedBytes(): number {
+    return this.write.landedBytes;
+  }
+
   /** Posts nothing more; `onDone` follows when nothing is in flight, whatever the peer does. Idempotent. */
-  cancel(): void;
+  cancel(): void {
+    this.write.cancel();
+    this.graceTimer ??= setTimeout(this.disconnect, CANCEL_GRACE_MS);
+  }
+
+  private done(error: FabricError | undefined): void {
+    clearTimeout(this.graceTimer);
+    for (const { region } of this.options.segments) region.unuse();
+    this.options.onDone(error);
+  }
 }
 
 /** `present` → `leaving`, its last session has ended → `gone` from every address vector. */
@@ -162,6 +201,7 @@ export class Peer {
   private readonly pinging = new Set<PeerLink>();
   /** Whether it was told that a table had no room for a region. */
   private crowdedOut = false;
+  private readonly disconnectWhenStuck = (): void => this.disconnect();
   /** Sessions that use it. */
   references = 0;
 
@@ -243,35 +283,8 @@ export class Peer {
   }
 
   /** Writes from the arena into regions of the peer, over all paths to it. */
-  beginWrite({ segments, onDone, onRetry }: PeerWriteOptions): PeerWrite {
-    let graceTimer: NodeJS.Timeout | undefined;
-    const write = new StripedWrite({
-      paths: this.paths,
-      segments: segments.map(({ localOffset, region, remoteOffset, length }) => ({
-        mappingId: this.mappingId,
-        localOffset,
-        remote: region,
-        remoteOffset,
-        length,
-      })),
-      onDone: (error) => {
-        clearTimeout(graceTimer);
-        for (const { region } of segments) region.unuse();
-        onDone(error);
-      },
-      ...(onRetry === undefined ? {} : { onRetry }),
-    });
-    for (const { region } of segments) region.use();
-    write.start();
-    return {
-      get landedBytes() {
-        return write.landedBytes;
-      },
-      cancel: () => {
-        write.cancel();
-        graceTimer ??= setTimeout(() => this.disconnect(), CANCEL_GRACE_MS);
-      },
-    };
+  beginWrite(options: PeerWriteOptions): PeerWrite {
+    return new PeerWrite(this.paths, this.mappingId, this.disconnectWhenStuck, options);
   }
 
   /** A rail of ours has been replaced: the paths and regions move to the new endpoint. */

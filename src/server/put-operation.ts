@@ -52,6 +52,7 @@ const MORE_WAITING_MAX = 16;
 
 /** One PUT, from PutOpen to its result. */
 export class PutOperation implements ActiveOperation, GrantUser {
+  readonly dependsOn: WriteWindow[] = [];
   private state: PutState = 'opening';
   private extents: readonly Extent[] = [];
   private grantedBytes = 0;

@@ -10,7 +10,7 @@ import { checksumError, publishPut } from './publish-put.js';
 import { crcOfExtents } from './running-crc.js';
 import type { SessionWindows } from './session-windows.js';
 import type { Extent } from './store/arena.js';
-import type { WindowUser } from './windows.js';
+import type { WindowUser, WriteWindow } from './windows.js';
 
 /** What PutWritten says. */
 export interface WrittenValue {
@@ -39,6 +39,7 @@ const TRANSITIONS: Readonly<Record<WrittenState, readonly WrittenState[]>> = {
 
 /** One PUT, from PutWritten to its result. */
 export class WrittenPut implements ActiveOperation, WindowUser {
+  readonly dependsOn: WriteWindow[] = [];
   private state: WrittenState = 'new';
   private extents: readonly Extent[] = [];
   private deadlineTimer: NodeJS.Timeout | undefined;

@@ -62,7 +62,6 @@ export interface WindowHost {
 /** The windows of one session. */
 export class SessionWindows {
   private readonly windows = new Map<number, WriteWindow>();
-  private readonly users = new Map<WindowUser, Set<WriteWindow>>();
   private readonly graceTimers = new Map<WriteWindow, NodeJS.Timeout>();
   /** Sealed, and not closed yet. */
   private readonly closing = new Map<WriteWindow, Promise<void>>();
@@ -104,9 +103,7 @@ export class SessionWindows {
 
   /** A PUT is over: it depends on its windows no more. Those that are full, or of no use to others, are closed. */
   release(user: WindowUser, expired = false): void {
-    const windows = this.users.get(user);
-    this.users.delete(user);
-    for (const window of windows ?? []) {
+    for (const window of user.dependsOn.splice(0)) {
       window.leave(user);
       if (expired && window === this.shared?.window) this.shared = undefined;
       const spent = window.kind === 'grants' && window !== this.shared?.window && !window.inUse;
@@ -295,8 +292,7 @@ export class SessionWindows {
 
   private use(window: WriteWindow, user: WindowUser): void {
     window.enter(user);
-    const windows = this.users.get(user) ?? new Set();
-    this.users.set(user, windows.add(window));
+    if (!user.dependsOn.includes(window)) user.dependsOn.push(window);
   }
 
   /** The client has begun with a later session window: those before it are of no more use. */

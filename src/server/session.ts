@@ -2,6 +2,7 @@
  * One client's session: its handshake, its messages, what was granted to it, and its end, with which everything goes.
  */
 
+import { IdTable } from '../collections/id-table.js';
 import { FabricError, remoteAddress, remoteKey } from '../fabric/index.js';
 import { appendServerMessage } from '../protocol/codec.js';
 import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
@@ -71,7 +72,7 @@ export class Session implements OperationTable, InboxOwner {
   clientId = 0n;
   private state: SessionState = 'opening';
   private readonly writer: FrameWriter<ServerMessage>;
-  private readonly operations = new Map<number, ActiveOperation>();
+  private readonly operations = new IdTable<ActiveOperation>();
   private readonly regions = new Map<number, PeerRegion>();
   private readonly helloTimer: NodeJS.Timeout;
   private negotiated: Negotiated = { provider: undefined, reason: 'no handshake yet' };
@@ -204,7 +205,7 @@ export class Session implements OperationTable, InboxOwner {
     this.writer.flush();
     this.writer.end();
     // The last first: what waits must not begin in the place of what is stopped.
-    for (const operation of [...this.operations.values()].reverse()) operation.stop({ kind: 'session-ended' });
+    for (const operation of this.operations.toArray().reverse()) operation.stop({ kind: 'session-ended' });
     this.leases.close();
     this.idleCallback?.();
     if (error === undefined) this.stream.end();

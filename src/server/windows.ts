@@ -60,6 +60,8 @@ interface Registration {
 
 /** Who is told that a window that it depends on is closed. */
 export interface WindowUser {
+  /** Those that it depends on; kept by its session. */
+  readonly dependsOn: WriteWindow[];
   onWindowClosed(): void;
 }
 
@@ -69,7 +71,8 @@ export class WriteWindow implements WriteBarrier {
   private registrations: Registration[] = [];
   private keysOfRails: readonly WindowKey[] = [];
   private readonly provenCallbacks: (() => void)[] = [];
-  private readonly users = new Set<WindowUser>();
+  /** PUTs in flight. */
+  private readonly users: WindowUser[] = [];
   /** Nothing before it is claimed anew. */
   private claimedEnd = 0;
   /** What was skipped below {@link claimedEnd}. */
@@ -118,7 +121,7 @@ export class WriteWindow implements WriteBarrier {
 
   /** Whether a PUT depends on it. */
   get inUse(): boolean {
-    return this.users.size > 0;
+    return this.users.length > 0;
   }
 
   /** Bytes behind everything that was claimed. */
@@ -163,7 +166,7 @@ export class WriteWindow implements WriteBarrier {
     this.registrations = registrations.filter((registration) => registration !== undefined);
     const failed = failure !== undefined || this.registrations.length === 0;
     // Whoever opens it hears of a failure, and tells those who depend on it.
-    if (failed) this.users.clear();
+    if (failed) this.users.length = 0;
     if (this.sealWanted || failed) this.close();
     if (failure !== undefined) throw failure.reason;
     if (failed) throw new FabricError({ code: 'RAIL_CLOSED', call: 'register', text: 'no rail is open' });
@@ -201,11 +204,12 @@ export class WriteWindow implements WriteBarrier {
 
   /** A PUT depends on it: it is told when the window closes, and is not disturbed for want of memory or for idling. */
   enter(user: WindowUser): void {
-    this.users.add(user);
+    if (!this.users.includes(user)) this.users.push(user);
   }
 
   leave(user: WindowUser): void {
-    this.users.delete(user);
+    const place = this.users.lastIndexOf(user);
+    if (place >= 0) this.users.splice(place, 1);
     this.lastUsedMs = performance.now();
   }
 

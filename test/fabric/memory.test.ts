@@ -81,7 +81,7 @@ for (const [backend, create] of Object.entries(backends)) {
       ] as const) {
         assert.throws(() => mapping.buffer(offset, length), isInvalid);
         assert.throws(() => mapping.readSync(offset, length), isInvalid);
-        assert.throws(() => mapping.lend({ offset, length, token: 0, onReturned: () => assert.fail() }), isInvalid);
+        assert.throws(() => mapping.lend({ offset, length, onReturned: () => assert.fail() }), isInvalid);
         await assert.rejects(mapping.crc32c({ offset, length }), isInvalid);
       }
       assert.throws(() => mapping.writeSync(4090, Buffer.alloc(7)), isInvalid);
@@ -96,7 +96,7 @@ for (const [backend, create] of Object.entries(backends)) {
     test('a released loan is detached and returned once, at once', async () => {
       const mapping = await create(65_536);
       const returned: number[] = [];
-      const loan = mapping.lend({ offset: 0, length: 4096, token: 42, onReturned: (token) => returned.push(token) });
+      const loan = mapping.lend({ offset: 0, length: 4096, onReturned: () => returned.push(42) });
       const bytes = new Uint8Array(loan.arrayBuffer, 10, 20);
       loan.release();
       assert.deepEqual(returned, [42]);
@@ -114,7 +114,7 @@ for (const [backend, create] of Object.entries(backends)) {
       const returned: number[] = [];
       const lend = (token: number): Uint8Array =>
         new Uint8Array(
-          mapping.lend({ offset: 0, length: 4096, token, onReturned: (back) => returned.push(back) }).arrayBuffer,
+          mapping.lend({ offset: 0, length: 4096, onReturned: () => returned.push(token) }).arrayBuffer,
         ).subarray(5);
       let kept: Uint8Array | undefined = lend(1);
       lend(2);
@@ -137,7 +137,7 @@ for (const [backend, create] of Object.entries(backends)) {
       const mapping = await create(65_536);
       let returned = 0;
       for (let i = 0; i < 1000; i++) {
-        const loan = mapping.lend({ offset: 0, length: i % 7, token: i, onReturned: () => returned++ });
+        const loan = mapping.lend({ offset: 0, length: i % 7, onReturned: () => returned++ });
         loan.release();
       }
       assert.equal(returned, 1000);
@@ -155,7 +155,7 @@ for (const length of [4096, 2 ** 21]) {
 async function transferAndDrop(length: number): Promise<void> {
   const mapping = await mapMemory({ sizeBytes: 2 ** 22, prefault: true });
   const returned: number[] = [];
-  const loan = mapping.lend({ offset: 0, length, token: 1, onReturned: (token) => returned.push(token) });
+  const loan = mapping.lend({ offset: 0, length, onReturned: () => returned.push(1) });
   new Uint8Array(loan.arrayBuffer).fill(9);
   const prototype = ArrayBuffer.prototype as { transfer?: () => ArrayBuffer };
   // Without ArrayBuffer.prototype.transfer (Node 20), structuredClone; which may well copy instead.
@@ -205,7 +205,7 @@ describe('native: large loans', () => {
   test('one that is released is detached and returned once, at once', async () => {
     const mapping = await mapMemory({ sizeBytes: length, prefault: false });
     const returned: number[] = [];
-    const loan = mapping.lend({ offset: 0, length, token: 42, onReturned: (token) => returned.push(token) });
+    const loan = mapping.lend({ offset: 0, length, onReturned: () => returned.push(42) });
     const bytes = Buffer.from(loan.arrayBuffer);
     mapping.writeSync(length - 1, Buffer.from([9]));
     assert.equal(bytes[length - 1], 9);
@@ -226,7 +226,7 @@ describe('native: large loans', () => {
     const mapping = await mapMemory({ sizeBytes: length, prefault: false });
     const returned: number[] = [];
     const lend = (token: number): Uint8Array =>
-      new Uint8Array(mapping.lend({ offset: 0, length, token, onReturned: (back) => returned.push(back) }).arrayBuffer);
+      new Uint8Array(mapping.lend({ offset: 0, length, onReturned: () => returned.push(token) }).arrayBuffer);
     let kept: Uint8Array | undefined = lend(1);
     lend(2);
     mapping.close();
@@ -252,7 +252,7 @@ describe('native: large loans', () => {
     let returned = 0;
     const markCompacts = await countMarkCompacts(async () => {
       for (let token = 0; token < 100; token++) {
-        mapping.lend({ offset: 0, length, token, onReturned: () => returned++ }).release();
+        mapping.lend({ offset: 0, length, onReturned: () => returned++ }).release();
         await nextTurn();
       }
     });
@@ -266,7 +266,7 @@ describe('native: large loans', () => {
     const mapping = await mapMemory({ sizeBytes: length, prefault: false });
     let returned = 0;
     for (let token = 0; token < 1000 && returned === 0; token++) {
-      mapping.lend({ offset: 0, length, token, onReturned: () => returned++ });
+      mapping.lend({ offset: 0, length, onReturned: () => returned++ });
       await nextTurn();
     }
     assert.ok(returned > 0);
@@ -279,7 +279,7 @@ describe('native: large loans', () => {
     await settle();
     const mapping = await mapMemory({ sizeBytes, prefault: false });
     const lend = (): unknown =>
-      mapping.lend({ offset: 0, length: sizeBytes, token: 0, onReturned: () => assert.fail('it was not lent') });
+      mapping.lend({ offset: 0, length: sizeBytes, onReturned: () => assert.fail('it was not lent') });
     assert.throws(lend, (error) => error instanceof FabricError && error.code === 'MAPPING_FAILED');
     mapping.close();
     await settle();
@@ -295,7 +295,7 @@ test('native: memory is unmapped when its handle, views, loans and tasks are gon
   const use = async (): Promise<void> => {
     const mapping = await mapMemory({ sizeBytes: 32 * 2 ** 20, prefault: false });
     const view = mapping.buffer(0, 4096);
-    const loan = mapping.lend({ offset: 0, length: 4096, token: 0, onReturned: () => undefined });
+    const loan = mapping.lend({ offset: 0, length: 4096, onReturned: () => undefined });
     const task = mapping.crc32c({ offset: 0, length: 32 * 2 ** 20 });
     mapping.close();
     assert.equal(view[0], 0);

@@ -200,8 +200,8 @@ describe('a write window', () => {
     const window = make();
     await window.open();
     const told: string[] = [];
-    const left = { onWindowClosed: () => void told.push('left') };
-    window.enter({ onWindowClosed: () => void told.push('user') });
+    const left = { dependsOn: [], onWindowClosed: () => void told.push('left') };
+    window.enter({ dependsOn: [], onWindowClosed: () => void told.push('user') });
     window.enter(left);
     assert.equal(window.inUse, true);
     window.leave(left);

@@ -24,7 +24,7 @@ async function run(): Promise<void> {
     return;
   }
   const mapping = await mapMemory({ sizeBytes: 64 * MIB, prefault: true });
-  const loan = mapping.lend({ offset: 0, length: MIB, token: 1, onReturned: () => undefined });
+  const loan = mapping.lend({ offset: 0, length: MIB, onReturned: () => undefined });
   const view = mapping.buffer(MIB, MIB);
   if (loan.arrayBuffer.byteLength !== view.length) throw new Error('impossible');
   if (stage === 'mapped') return;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { Bag } from '../../src/client/bag.js';
+import { Bag } from '../../src/collections/bag.js';
 import { configureProperties } from './support/seed.js';
 
 configureProperties(300);
