@@ -4,6 +4,7 @@
  */
 
 import { DATA_IN_FLIGHT_BYTES_MAX, FRAME_BYTES_TARGET, FRAME_MESSAGES_MAX } from './limits.js';
+import type { Chunk, ChunkPool } from './chunk-pool.js';
 import { WireWriter } from './wire-format.js';
 
 /** The part of a gRPC stream that frames are written to. */
@@ -33,13 +34,14 @@ export class QueuedBytes {
 
 /** Batches messages into frames and keeps Data from standing in their way. */
 export class FrameWriter<Message> {
-  private readonly frame = new WireWriter();
+  private readonly frame: WireWriter;
   private messages = 0;
   private flushScheduled = false;
   private readonly sources: DataSource<Message>[] = [];
   private dataInFlightBytes = 0;
-  /** Lengths of the frames that the transport has not taken, in order. */
+  /** Lengths of the frames that the transport has not taken, in order, and where they are. */
   private readonly queuedLengths: number[] = [];
+  private readonly queuedChunks: Chunk[] = [];
   private queuedBytes = 0;
   private writable = true;
   private readonly onTurnEnd = (): void => {
@@ -56,7 +58,11 @@ export class FrameWriter<Message> {
     /** Told when the stream takes no more for now, and when it does again. */
     private readonly onWritable: (writable: boolean) => void = () => undefined,
     private readonly total = new QueuedBytes(Number.POSITIVE_INFINITY),
-  ) {}
+    /** Where the transport does not read a frame any more once it has called back. */
+    chunks?: ChunkPool,
+  ) {
+    this.frame = new WireWriter(chunks);
+  }
 
   /** Adds a message to the frame of this turn. It is encoded at once: what it refers to is the caller's again. */
   send(message: Message): void {
@@ -99,10 +105,12 @@ export class FrameWriter<Message> {
     this.total.bytes -= this.queuedBytes;
     this.queuedBytes = 0;
     this.queuedLengths.length = 0;
+    this.queuedChunks.length = 0;
   }
 
   private write(bytes: Buffer, onTaken: () => void = this.onTaken): void {
     this.queuedLengths.push(bytes.length);
+    this.queuedChunks.push(this.frame.chunk);
     this.queuedBytes += bytes.length;
     this.total.bytes += bytes.length;
     this.sink.write(bytes, onTaken);
@@ -113,6 +121,8 @@ export class FrameWriter<Message> {
 
   private taken(): void {
     const length = this.queuedLengths.shift() ?? 0;
+    const chunk = this.queuedChunks.shift();
+    if (chunk !== undefined) this.frame.taken(chunk);
     this.queuedBytes -= length;
     this.total.bytes -= length;
     if (this.ended) return;

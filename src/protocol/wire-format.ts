@@ -4,6 +4,7 @@
  */
 
 import type { Long } from '@grpc/proto-loader';
+import { Chunk, ChunkPool, LARGE_CHUNK_BYTES } from './chunk-pool.js';
 
 /** A 64-bit field of a message that is to be sent. */
 export type Uint64Input = number | string | Long | undefined;
@@ -121,40 +122,64 @@ export class Lengths {
   }
 }
 
-/** Frames are cut one after the other out of pieces of memory for so many frames of the last one's size, */
+/** Small frames are cut one after the other out of chunks for so many frames of the last one's size, */
 const FRAMES_PER_CHUNK = 8;
 /** but of no more than this. */
-const CHUNK_BYTES_MAX = 64 * 1024;
+const SMALL_CHUNK_BYTES_MAX = 64 * 1024;
 
 /** The second pass: collects messages until they are taken as one frame. */
 export class WireWriter {
   bytes: Buffer = NO_BYTES;
+  #chunk = new Chunk(NO_BYTES);
   #begin = 0;
   #at = 0;
+  #lastFrameBytes = 0;
+
+  constructor(private readonly pool = new ChunkPool(0)) {}
 
   /** How long the frame is by now. */
   get sizeBytes(): number {
     return this.#at - this.#begin;
   }
 
+  /** Where the frame is. */
+  get chunk(): Chunk {
+    return this.#chunk;
+  }
+
   /** Makes room for so many more bytes, which may then be written. */
   reserve(sizeBytes: number): void {
     if (this.#at + sizeBytes <= this.bytes.length) return;
-    const wanted = this.sizeBytes + sizeBytes;
-    // A frame that outgrows its memory gets twice as much, or it would be copied for each message that follows.
-    const ample = Math.max(2 * this.sizeBytes, Math.min(FRAMES_PER_CHUNK * wanted, CHUNK_BYTES_MAX));
-    const chunk = Buffer.allocUnsafe(Math.max(wanted, ample));
-    this.bytes.copy(chunk, 0, this.#begin, this.#at);
-    this.bytes = chunk;
+    const last = this.#chunk;
+    const chunk = this.#chunkFor(this.sizeBytes + sizeBytes);
+    last.bytes.copy(chunk.bytes, 0, this.#begin, this.#at);
+    this.#chunk = chunk;
+    this.bytes = chunk.bytes;
     this.#at -= this.#begin;
     this.#begin = 0;
+    if (last.frames === 0) this.pool.give(last);
   }
 
-  /** What has been written since the last time. */
+  /** What has been written since the last time. Its memory is used again after {@link taken}, and not before. */
   take(): Buffer {
     const frame = this.bytes.subarray(this.#begin, this.#at);
+    this.#lastFrameBytes = frame.length;
     this.#begin = this.#at;
+    this.#chunk.frames += 1;
     return frame;
+  }
+
+  /** A frame in this chunk is read no more. */
+  taken(chunk: Chunk): void {
+    chunk.frames -= 1;
+    if (chunk.frames === 0 && chunk !== this.#chunk) this.pool.give(chunk);
+  }
+
+  /** Where frames are large they begin in a large chunk, so that none is copied as it grows. */
+  #chunkFor(frameBytes: number): Chunk {
+    if (frameBytes > LARGE_CHUNK_BYTES) return new Chunk(Buffer.allocUnsafeSlow(2 * frameBytes));
+    if (Math.max(frameBytes, this.#lastFrameBytes) > SMALL_CHUNK_BYTES_MAX / 2) return this.pool.take();
+    return new Chunk(Buffer.allocUnsafe(Math.min(FRAMES_PER_CHUNK * frameBytes, SMALL_CHUNK_BYTES_MAX)));
   }
 
   varint(value: number): void {

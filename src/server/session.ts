@@ -4,6 +4,7 @@
 
 import { IdTable } from '../collections/id-table.js';
 import { FabricError, remoteAddress, remoteKey } from '../fabric/index.js';
+import type { ChunkPool } from '../protocol/chunk-pool.js';
 import { appendServerMessage } from '../protocol/codec.js';
 import { FabricKvError, fromFabricError, toFabricKvError } from '../protocol/errors.js';
 import { type DataSource, FrameWriter, type QueuedBytes } from '../protocol/frame-writer.js';
@@ -37,6 +38,7 @@ import { SessionWindows } from './session-windows.js';
 export interface SessionsShare extends InboxShare {
   readonly gate: SharedGate;
   readonly queued: QueuedBytes;
+  readonly chunks: ChunkPool;
 }
 
 /** `opening` until Hello, `welcoming` until Welcome is sent, `open`, then `ended`. */
@@ -98,7 +100,8 @@ export class Session implements OperationTable, InboxOwner {
       onEmpty: () => this.tellIfIdle(),
     });
     this.inbox = new SessionInbox(stream, share, this);
-    this.writer = new FrameWriter(stream, appendServerMessage, (writable) => this.onWritable(writable), share.queued);
+    const onWritable = (writable: boolean): void => this.onWritable(writable);
+    this.writer = new FrameWriter(stream, appendServerMessage, onWritable, share.queued, share.chunks);
     this.traceContext = {
       side: 'server',
       requestIdPrefix: '',

@@ -3,6 +3,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
+import { ChunkPool } from '../protocol/chunk-pool.js';
 import { FabricKvError } from '../protocol/errors.js';
 import { QueuedBytes } from '../protocol/frame-writer.js';
 import { toStatus } from '../protocol/rpc-errors.js';
@@ -11,6 +12,9 @@ import type { ServerContext } from './server-context.js';
 import { Session, type SessionsShare } from './session.js';
 import type { SessionStream } from './session-inbox.js';
 import { Turns } from './turns.js';
+
+/** Memory for frames that is kept while no session needs it: 16 MiB. */
+const CHUNKS_KEPT_MAX = 64;
 
 /** Opens sessions and ends them. */
 export class Sessions {
@@ -30,6 +34,7 @@ export class Sessions {
     this.share = {
       gate: new SharedGate(limits.transfersInFlightMax, limits.transfersWaitingMax),
       queued: new QueuedBytes(limits.queuedBytesMax),
+      chunks: new ChunkPool(CHUNKS_KEPT_MAX),
       received: { bytes: 0, bytesShared: limits.receivedBytesShared },
       turns: new Turns(),
     };
