@@ -63,7 +63,7 @@ class Model {
     }
     assert.ok(end <= this.usable, 'beyond the end');
     assert.equal(this.allocator.freeBytes, this.freeBytes);
-    assert.equal(this.allocator.freeRanges, this.freeRanges.length, 'neighbours are merged');
+    assert.deepEqual(this.allocator.ranges, this.freeRanges, 'neighbours are merged');
   }
 
   allocate(length: number, pieceBytesMax: number): void {

@@ -19,7 +19,7 @@ import { ServerRail } from '../../../src/server/server-rail.js';
 import { handleOperation } from '../../../src/server/session-operations.js';
 import { SessionWindows } from '../../../src/server/session-windows.js';
 import { Arena, type Extent } from '../../../src/server/store/arena.js';
-import { alignedLength, type Range } from '../../../src/server/store/extent-allocator.js';
+import { alignedLength, type ExtentAllocator, type Range } from '../../../src/server/store/extent-allocator.js';
 import { Store, type StoredValue } from '../../../src/server/store/store.js';
 import { waitFor } from '../../support/wait-for.js';
 import { MemoryRail, turn } from './memory-rail.js';
@@ -421,8 +421,8 @@ interface InnerWindow {
 }
 
 function freeRanges(arena: Arena): Range[] {
-  const { allocator } = arena as unknown as { allocator: { lengthByStart: Map<number, number> } };
-  return [...allocator.lengthByStart].map(([offset, length]) => ({ offset, length }));
+  const { allocator } = arena as unknown as { allocator: ExtentAllocator };
+  return allocator.ranges;
 }
 
 function overlaps(a: Range, b: Range): boolean {
