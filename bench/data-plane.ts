@@ -53,8 +53,11 @@ export async function runDataPlane(
   for (const [sizeBytes, count] of storedValues(options.cases)) await store.load(sizeBytes, count);
 
   // JavaScript takes some thousand operations until it is compiled; a server that has run for a minute has them behind it.
+  const compile = async (one: DataPlaneCase): Promise<void> => {
+    await store.measure(storeCase(one, { seconds: COMPILE_SECONDS, warmupSeconds: 0 }));
+  };
   onProgress('warming up');
-  for (const one of options.cases) await store.measure(storeCase(one, { seconds: COMPILE_SECONDS, warmupSeconds: 0 }));
+  for (const one of options.cases) await compile(one);
 
   const turns = await takeTurns<DataPlaneCase, Measurement>({
     cases: options.cases,
@@ -64,9 +67,10 @@ export async function runDataPlane(
       side === PEER
         ? raw.measure(rawCase(one, PRODUCT_TUNING[chosen], options))
         : store.measure(storeCase(one, options)),
-    onCase: (round, index) => {
-      if (index === 0) onProgress(`round ${round + 1} of ${rounds}`);
+    warmUp: async (one, side) => {
+      if (side === OURS) await compile(one);
     },
+    onCase: (index) => onProgress(`case ${index + 1} of ${options.cases.length}, ${rounds} rounds each`),
   });
   const cases = turns.map(({ one, rounds: taken }) => pairsOf(one.name, taken, { ours: OURS, peer: PEER }));
   const report: PairReport = {

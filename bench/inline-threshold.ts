@@ -47,18 +47,16 @@ export async function runInlineThreshold(
   onProgress('storing the values');
   await inline.load(options.cases);
   onProgress('warming up');
-  for (const one of options.cases) {
-    await rdma.compile(one, options.cases.length, options);
-    await inline.compile(one, options.cases.length, options);
-  }
+  const warmUp = (one: InlineThresholdCase, side: string): Promise<void> =>
+    (side === RDMA ? rdma : inline).compile(one, options.cases.length, options);
+  for (const one of options.cases) for (const side of [RDMA, INLINE]) await warmUp(one, side);
   const turns = await takeTurns<InlineThresholdCase, LoadMeasurement>({
     cases: options.cases,
     rounds,
     sidesOf: () => [INLINE, RDMA],
     measure: (one, side) => (side === RDMA ? rdma : inline).measure(one, options),
-    onCase: (round, index) => {
-      if (index === 0) onProgress(`round ${round + 1} of ${rounds}`);
-    },
+    warmUp,
+    onCase: (index) => onProgress(`case ${index + 1} of ${options.cases.length}, ${rounds} rounds each`),
   });
   const cases = turns.map(({ one, rounds: taken }) => pairsOf(one.name, taken, { ours: RDMA, peer: INLINE }));
   const rows = cases.flatMap((measured) => pairRows(measured, INLINE));

@@ -13,7 +13,7 @@ const MAIN = fileURLToPath(new URL('load-client-main.js', import.meta.url));
 
 /** How long a case runs before the first round: its share of the first, but at least the second, and never so many turns. */
 const COMPILE_SECONDS = 1.5;
-const COMPILE_SECONDS_MIN = 0.2;
+const COMPILE_SECONDS_MIN = 0.3;
 const COMPILE_TURNS_MAX = 10;
 
 /** One client in a process of its own, for as many turns as are wanted. */

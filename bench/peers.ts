@@ -64,13 +64,10 @@ export async function runPeers(options: PeersOptions): Promise<PeersOutcome> {
     onProgress('storing the values');
     for (const one of processes.loads) await one();
 
-    // Twice, because what was compiled for small values is compiled anew when large ones take other ways through it.
-    for (const time of ['warming up', 'warming up once more']) {
-      onProgress(time);
-      for (const one of cases) {
-        for (const contender of contenders) {
-          if (contender.takes(one)) await contender.client.compile(one, cases.length, options);
-        }
+    onProgress('warming up');
+    for (const one of cases) {
+      for (const contender of contenders) {
+        if (contender.takes(one)) await contender.client.compile(one, cases.length, options);
       }
     }
     const clients = new Map(contenders.map(({ client }) => [client.name, client]));
@@ -79,9 +76,9 @@ export async function runPeers(options: PeersOptions): Promise<PeersOutcome> {
       rounds,
       sidesOf: (one) => contenders.filter((contender) => contender.takes(one)).map(({ client }) => client.name),
       measure: (one, side) => clientNamed(clients, side).measure(one, options),
-      onCase: (round, index) => {
-        if (index === 0) onProgress(`round ${round + 1} of ${rounds}`);
-        else if (index % PROGRESS_CASES === 0) onProgress(`round ${round + 1}: ${index} of ${cases.length} cases`);
+      warmUp: (one, side) => clientNamed(clients, side).compile(one, cases.length, options),
+      onCase: (index) => {
+        if (index % PROGRESS_CASES === 0) onProgress(`${index} of ${cases.length} cases, ${rounds} rounds each`);
       },
     });
     const summaries = summarizeCases(turns, variants, peers);

@@ -1,6 +1,7 @@
 /**
- * Rounds: in each, every case on every side, one right after the other, so that a machine that gets slower or faster
- * while they run favours none.
+ * Cases one after the other; of each, rounds in which every side has a turn, one right after the other, so that a machine
+ * that gets slower or faster while they run favours none. All rounds of a case follow each other: what JavaScript's compiler
+ * and the caches have learnt from other cases is forgotten once, before they count, and on every side.
  */
 
 import { LoadMeter } from './machine-load.js';
@@ -26,24 +27,30 @@ export interface TakeTurnsOptions<Case, Measured> {
   /** The names of those that take part in a case. */
   readonly sidesOf: (one: Case) => readonly string[];
   readonly measure: (one: Case, side: string) => Promise<Measured>;
-  /** Called before each case; both count from 0. */
-  readonly onCase: (round: number, index: number) => void;
+  /** Called once for each side of a case before its rounds: what it does does not count. */
+  readonly warmUp: (one: Case, side: string) => Promise<void>;
+  /** Called before each case, counted from 0. */
+  readonly onCase: (index: number) => void;
 }
 
-/** Measures, and rotates who comes first from round to round. */
+/** Measures, and changes who comes first from round to round. */
 export async function takeTurns<Case, Measured>(
   options: TakeTurnsOptions<Case, Measured>,
 ): Promise<readonly CaseTurns<Case, Measured>[]> {
-  const { cases, rounds, sidesOf, measure, onCase } = options;
-  const turns = cases.map((one) => ({ one, rounds: [] as Round<Measured>[] }));
-  for (let round = 0; round < rounds; round += 1) {
-    for (const [index, { one, rounds: measuredRounds }] of turns.entries()) {
-      onCase(round, index);
+  const { cases, rounds, sidesOf, measure, warmUp, onCase } = options;
+  const turns: CaseTurns<Case, Measured>[] = [];
+  for (const [index, one] of cases.entries()) {
+    onCase(index);
+    const sides = sidesOf(one);
+    for (const side of sides) await warmUp(one, side);
+    const measuredRounds: Round<Measured>[] = [];
+    for (let round = 0; round < rounds; round += 1) {
       const load = await LoadMeter.start();
       const measured = new Map<string, Measured>();
-      for (const side of rotated(sidesOf(one), round)) measured.set(side, await measure(one, side));
+      for (const side of rotated(sides, round)) measured.set(side, await measure(one, side));
       measuredRounds.push({ measured, othersShare: await load.othersShare() });
     }
+    turns.push({ one, rounds: measuredRounds });
   }
   return turns;
 }

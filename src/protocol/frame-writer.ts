@@ -3,8 +3,8 @@
  * turn of the event loop brings; then Data, a piece at a time, from all inline values in turn.
  */
 
-import { DATA_IN_FLIGHT_BYTES_MAX, FRAME_BYTES_TARGET, FRAME_MESSAGES_MAX } from './limits.js';
 import type { Chunk, ChunkPool } from './chunk-pool.js';
+import { DATA_IN_FLIGHT_BYTES_MAX, FRAME_BYTES_TARGET, FRAME_MESSAGES_MAX } from './limits.js';
 import { WireWriter } from './wire-format.js';
 
 /** The part of a gRPC stream that frames are written to. */
