@@ -5,15 +5,22 @@
  * of all garbage, and pauses of 6 ms (ADR 0007). Here the places of what has left are used again.
  */
 
-const SLOTS_MIN = 64;
+const PLACES_MIN = 64;
 /** Room for more than this is given back when it is not needed any more. */
-const SLOTS_KEPT_MAX = 8192;
+const PLACES_KEPT_MAX = 8192;
+const NONE = -1;
 
 /** Ids are integers from 0 up to 2^53. */
 export class IdTable<T> {
-  /** Open addressing, at most half full; -1 where there is nothing. */
-  #ids = new Float64Array(SLOTS_MIN).fill(-1);
-  #items: (T | undefined)[] = new Array<T | undefined>(SLOTS_MIN).fill(undefined);
+  /** By the low bits of the ids: the first place of each chain. As many as there are places, a power of 2. */
+  #heads = new Int32Array(PLACES_MIN).fill(NONE);
+  /** By place: what it holds, and the next place of its chain, or of those that are free. */
+  #ids = new Float64Array(PLACES_MIN);
+  #items: (T | undefined)[] = new Array<T | undefined>(PLACES_MIN).fill(undefined);
+  #next = new Int32Array(PLACES_MIN);
+  #free = NONE;
+  /** Places from here on have never been used. */
+  #unused = 0;
   #size = 0;
 
   get size(): number {
@@ -21,85 +28,104 @@ export class IdTable<T> {
   }
 
   get(id: number): T | undefined {
-    return this.#items[this.#slotOf(id)];
+    const place = this.#placeOf(id);
+    return place === NONE ? undefined : this.#items[place];
   }
 
   /** Enters an item, or puts it in the place of the one that had its id. */
   set(id: number, item: T): void {
-    let slot = this.#slotOf(id);
-    if (this.#ids[slot] === -1) {
-      if ((this.#size + 1) * 2 > this.#ids.length) {
-        this.#resize(this.#ids.length * 2);
-        slot = this.#slotOf(id);
-      }
-      this.#ids[slot] = id;
-      this.#size += 1;
+    const known = this.#placeOf(id);
+    if (known !== NONE) {
+      this.#items[known] = item;
+      return;
     }
-    this.#items[slot] = item;
+    if (this.#size === this.#heads.length) this.#resize(2 * this.#size);
+    this.#enter(id, item);
   }
 
   /** Takes an item out; false when there is none. */
   delete(id: number): boolean {
-    const slots = this.#ids.length;
-    let hole = this.#slotOf(id);
-    if (this.#ids[hole] === -1) return false;
-    // What stands behind the hole, and would not be found past it, moves up.
-    for (let slot = (hole + 1) & (slots - 1); this.#ids[slot] !== -1; slot = (slot + 1) & (slots - 1)) {
-      const other = this.#ids[slot] ?? -1;
-      const home = homeOf(other, slots);
-      const pastHole = hole <= slot ? home <= hole || home > slot : home <= hole && home > slot;
-      if (!pastHole) continue;
-      this.#ids[hole] = other;
-      this.#items[hole] = this.#items[slot];
-      hole = slot;
+    const chain = id & (this.#heads.length - 1);
+    let before = NONE;
+    let place = this.#heads[chain] ?? NONE;
+    while (place !== NONE && this.#ids[place] !== id) {
+      before = place;
+      place = this.#next[place] ?? NONE;
     }
-    this.#ids[hole] = -1;
-    this.#items[hole] = undefined;
+    if (place === NONE) return false;
+    const after = this.#next[place] ?? NONE;
+    if (before === NONE) this.#heads[chain] = after;
+    else this.#next[before] = after;
+    this.#items[place] = undefined;
+    this.#next[place] = this.#free;
+    this.#free = place;
     this.#size -= 1;
-    if (slots > SLOTS_KEPT_MAX && this.#size * 8 < slots) this.#resize(slots / 2);
+    if (this.#heads.length > PLACES_KEPT_MAX && this.#size * 8 < this.#heads.length) {
+      this.#resize(this.#heads.length / 2);
+    }
     return true;
   }
 
   /** All items, those with the lowest ids first, as they are now. */
   toArray(): T[] {
-    const items: T[] = [];
-    for (const id of this.#ids.filter((known) => known !== -1).sort()) {
-      const item = this.get(id);
-      if (item !== undefined) items.push(item);
-    }
-    return items;
+    return this.#entries()
+      .sort(([a], [b]) => a - b)
+      .map(([, item]) => item);
   }
 
   clear(): void {
-    this.#ids.fill(-1);
     this.#items.fill(undefined);
+    this.#renew(PLACES_MIN);
+  }
+
+  #placeOf(id: number): number {
+    let place = this.#heads[id & (this.#heads.length - 1)] ?? NONE;
+    while (place !== NONE && this.#ids[place] !== id) place = this.#next[place] ?? NONE;
+    return place;
+  }
+
+  /** There is room, and no item with this id. */
+  #enter(id: number, item: T): void {
+    let place = this.#free;
+    if (place === NONE) {
+      place = this.#unused;
+      this.#unused += 1;
+    } else {
+      this.#free = this.#next[place] ?? NONE;
+    }
+    const chain = id & (this.#heads.length - 1);
+    this.#ids[place] = id;
+    this.#items[place] = item;
+    this.#next[place] = this.#heads[chain] ?? NONE;
+    this.#heads[chain] = place;
+    this.#size += 1;
+  }
+
+  #entries(): [number, T][] {
+    const entries: [number, T][] = [];
+    for (let place of this.#heads) {
+      for (; place !== NONE; place = this.#next[place] ?? NONE) {
+        entries.push([this.#ids[place] ?? 0, this.#items[place] as T]);
+      }
+    }
+    return entries;
+  }
+
+  #resize(places: number): void {
+    const entries = this.#entries();
+    // The old array may live on for a while: it must keep nothing alive.
+    this.#items.fill(undefined);
+    this.#renew(places);
+    for (const [id, item] of entries) this.#enter(id, item);
+  }
+
+  #renew(places: number): void {
+    this.#heads = new Int32Array(places).fill(NONE);
+    this.#ids = new Float64Array(places);
+    this.#items = new Array<T | undefined>(places).fill(undefined);
+    this.#next = new Int32Array(places);
+    this.#free = NONE;
+    this.#unused = 0;
     this.#size = 0;
   }
-
-  /** Where the id is, or would be entered. */
-  #slotOf(id: number): number {
-    const ids = this.#ids;
-    let slot = homeOf(id, ids.length);
-    for (let found = ids[slot]; found !== id && found !== -1; found = ids[slot]) slot = (slot + 1) & (ids.length - 1);
-    return slot;
-  }
-
-  #resize(slots: number): void {
-    const ids = this.#ids;
-    const items = this.#items;
-    this.#ids = new Float64Array(slots).fill(-1);
-    this.#items = new Array<T | undefined>(slots).fill(undefined);
-    for (const [i, id] of ids.entries()) {
-      if (id === -1) continue;
-      const slot = this.#slotOf(id);
-      this.#ids[slot] = id;
-      this.#items[slot] = items[i];
-    }
-    items.fill(undefined);
-  }
-}
-
-/** Ids that follow each other have homes that do, so that they do not collide. The number of places is a power of 2. */
-function homeOf(id: number, slots: number): number {
-  return id & (slots - 1);
 }
