@@ -14,7 +14,7 @@ import { StorePair } from './store-pair.js';
 const OURS = 'store';
 const PEER = 'raw';
 
-/** How long each case runs before the first round. */
+/** How long each case runs each time that it warms up. */
 const COMPILE_SECONDS = 1.5;
 
 /** Options of {@link runDataPlane}. */
@@ -28,7 +28,7 @@ export interface DataPlaneOptions extends Duration {
   readonly onProgress: (line: string) => void;
 }
 
-/** Runs the cases in rounds; in each round, each case on both sides, one right after the other. @throws Error */
+/** Runs the cases one after the other, in rounds in which everyone has a turn. @throws Error */
 export async function runDataPlane(
   options: DataPlaneOptions,
 ): Promise<{ readonly report: PairReport; readonly cases: readonly CaseRounds[] }> {

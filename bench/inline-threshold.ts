@@ -28,7 +28,7 @@ export interface InlineThresholdOptions extends Duration {
   readonly onProgress: (line: string) => void;
 }
 
-/** Runs the cases in rounds; in each round, each case on both paths, one right after the other. @throws Error */
+/** Runs the cases one after the other, in rounds in which everyone has a turn. @throws Error */
 export async function runInlineThreshold(
   options: InlineThresholdOptions,
 ): Promise<{ readonly report: InlineThresholdReport; readonly cases: readonly CaseRounds[] }> {

@@ -11,7 +11,7 @@ import type { ServerProcess } from './server-process.js';
 
 const MAIN = fileURLToPath(new URL('load-client-main.js', import.meta.url));
 
-/** How long a case runs before the first round: its share of the first, but at least the second, and never so many turns. */
+/** How long a case runs each time that it warms up: its share of the first, but at least the second, and never so many turns. */
 const COMPILE_SECONDS = 1.5;
 const COMPILE_SECONDS_MIN = 0.3;
 const COMPILE_TURNS_MAX = 10;

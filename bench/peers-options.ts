@@ -43,7 +43,7 @@ export function declarePeers(parser: Argv, chosen: (task: PeersTask) => void): A
           describe: 'measure only beside this one; may be repeated',
         })
         .option('rounds', ROUNDS_OPTION)
-        .option('time', textOption('300ms', 'how long each has a turn; with huge values longer'))
+        .option('time', textOption('180ms', 'how long each has a turn; with huge values longer'))
         .option('warmup', textOption('40ms', 'how long before it counts'))
         .option('html', fileOption('write a report with charts to this file'))
         .option('json', JSON_OPTION),

@@ -24,7 +24,7 @@ import { type ServerProcess, startKvServer } from './server-process.js';
 
 const ADDRESS = '127.0.0.1';
 
-/** So often within a round it is said how far it has come. */
+/** So often it is said how far it has come; in cases. */
 const PROGRESS_CASES = 20;
 
 /** Options of {@link runPeers}. */
@@ -50,7 +50,7 @@ interface Contender {
   readonly takes: (one: PeersCase) => boolean;
 }
 
-/** Runs the cases in rounds; in each round, each case on everyone, one right after the other. @throws Error */
+/** Runs the cases one after the other, in rounds in which everyone has a turn. @throws Error */
 export async function runPeers(options: PeersOptions): Promise<PeersOutcome> {
   const { cases, peers, variants = FABRICKV_VARIANTS, rounds, onProgress } = options;
   const processes = new Processes();

@@ -40,8 +40,6 @@ const TRANSITIONS: Transitions<PutState> = {
 
 /** PutProgress is sent when this much more has landed; a shorter value needs none. */
 const PROGRESS_BYTES = 4 * 1024 * 1024;
-/** The same without a CRC: all that it says then is that the client is there. */
-const UNCHECKED_PROGRESS_BYTES = 64 * 1024 * 1024;
 
 /** Writes one value. */
 export class PutOperation extends Operation<PutInfo> {
@@ -362,7 +360,7 @@ export class PutOperation extends Operation<PutInfo> {
   #landed(session: Session, bytes: number): void {
     this.#moved(bytes);
     if (this.#slot !== undefined || bytes === this.feed.length) return;
-    if (bytes - this.#progressSentBytes < (this.call.checksum ? PROGRESS_BYTES : UNCHECKED_PROGRESS_BYTES)) return;
+    if (bytes - this.#progressSentBytes < PROGRESS_BYTES) return;
     this.#progressSentBytes = bytes;
     session.send({ operationId: this.operationId, putProgress: { bytesWritten: bytes } });
   }

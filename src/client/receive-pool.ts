@@ -183,11 +183,18 @@ export class ReceivePool {
   /** Hands a block to the caller as an ArrayBuffer of its own. */
   lend(block: Block): LentBytes {
     const own = this.#own(block);
+    // First: a loan of a block in quarantine would free it when it is collected.
+    assertTransition(own.state, 'lent');
     const { offset, length } = own;
-    const loan = this.mapping.lend({ offset, length, onReturned: () => this.free(own) });
+    const loan = this.mapping.lend({ offset, length, onReturned: this.#freeing(own) });
     this.#move(own, 'lent');
     this.#serve();
     return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
+  }
+
+  /** Apart from {@link lend}: a closure keeps all that its function has, and a loan that is kept is never collected. */
+  #freeing(block: PoolBlock): () => void {
+    return () => this.free(block);
   }
 
   /** Unmaps the memory once no loan is out and nothing is in quarantine, and sends those who wait away. Idempotent. */
@@ -208,9 +215,7 @@ export class ReceivePool {
   }
 
   #move(block: PoolBlock, to: BlockState): void {
-    if (!TRANSITIONS[block.state].includes(to)) {
-      throw new FabricKvError('ERR_FABRICKV_INTERNAL', `receive block: ${block.state} → ${to} is not a transition`);
-    }
+    assertTransition(block.state, to);
     const bytes = allocationBytes(block.length);
     this.#held[block.state] -= bytes;
     block.state = to;
@@ -232,4 +237,9 @@ export class ReceivePool {
       this.#serving = false;
     }
   }
+}
+
+function assertTransition(from: BlockState, to: BlockState): void {
+  if (TRANSITIONS[from].includes(to)) return;
+  throw new FabricKvError('ERR_FABRICKV_INTERNAL', `receive block: ${from} → ${to} is not a transition`);
 }

@@ -3,7 +3,7 @@
  */
 
 /** The keys that were used last are remembered: so many at least, twice as many at most. */
-const KEYS_MIN = 4096;
+const KEYS_MIN = 8192;
 
 /** The sink for a key of unknown length. */
 const GUESS_BYTES = 1024 * 1024;

@@ -154,7 +154,7 @@ export class OwnMemory extends LendableMemory {
 
   override lend(length: number): LentBytes {
     // The mapping lives as long as the loan, whoever closes it.
-    const loan: Loan = this.mapping.lend({ offset: 0, length, onReturned: () => undefined });
+    const loan: Loan = this.mapping.lend({ offset: 0, length, onReturned: nothing });
     void this.#dispose();
     return { bytes: Buffer.from(loan.arrayBuffer), release: () => loan.release() };
   }
@@ -242,4 +242,9 @@ export function mapOwnMemory({ length, gate, onMemory, onError }: OwnMemoryOptio
   return () => {
     if (!admitted) gate.leave(gated);
   };
+}
+
+// Apart from `lend`: a closure keeps all that its function has, and a loan that is kept is never collected.
+function nothing(): void {
+  // The mapping frees itself.
 }

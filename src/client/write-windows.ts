@@ -19,21 +19,29 @@ const WINDOWS_MAX = 16_384;
 const ALIGNMENT_BYTES = 64;
 
 /**
- * Values that take more than this part of a session window go into one in which nothing is on its way: what lands behind
- * them is announced only after them, and would wait long.
+ * A value that takes more than this part of a session window goes into one in which nothing is on its way, and nothing goes there
+ * until it has landed: values are announced in their order, and the others would wait long.
  */
 const WINDOW_SHARE_MAX = 1 / 4;
+
+/** A session window that is fuller than this is used no more once there is a later one. The server has the same rule. */
+const WINDOW_FILLED_MAX = 3 / 4;
+
+/** What was being written to a session window when the server asked for it may go on for so long; the server waits no longer. */
+const LEAVING_MS = 1000;
 
 /**
  * - `expected`: a grant names it; its offer follows while the first extents are written.
  * - `open`: it may be written to.
+ * - `leaving`: nothing new begins there. What is on its way goes on.
  * - `ended`: the server has taken it back, or its keys are void.
  */
-type WindowState = 'expected' | 'open' | 'ended';
+type WindowState = 'expected' | 'open' | 'leaving' | 'ended';
 
 const TRANSITIONS: Transitions<WindowState> = {
   expected: ['open', 'ended'],
-  open: ['ended'],
+  open: ['leaving', 'ended'],
+  leaving: ['ended'],
   ended: [],
 };
 
@@ -51,6 +59,7 @@ export class WriteWindow implements RemoteMemory {
   readonly #remotes = new Map<PeerPath, RemoteRegionId>();
   #offer: WindowOffer__Output | undefined;
   #length = 0;
+  #leavesAtMs = 0;
   #waiting: (() => void)[] = [];
 
   constructor(readonly id: number) {}
@@ -70,6 +79,12 @@ export class WriteWindow implements RemoteMemory {
     this.#tellWaiting();
   }
 
+  /** What is on its way may land, for a while. */
+  leave(): void {
+    this.#machine.to('leaving');
+    this.#leavesAtMs = performance.now() + LEAVING_MS;
+  }
+
   /** Nothing new is written to it. What is in flight goes on. */
   end(): void {
     if (this.state === 'ended') return;
@@ -86,7 +101,7 @@ export class WriteWindow implements RemoteMemory {
 
   /** @throws ERR_FABRICKV_GRANT_ENDED when it was taken back, ERR_FABRICKV_PROTOCOL when the range is not in it */
   check(offset: number, length: number): void {
-    if (this.state !== 'open') throw grantEnded(this.id);
+    if (!this.#takesWrites) throw grantEnded(this.id);
     if (offset + length > this.#length) {
       throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the grant leaves window ${this.id}`);
     }
@@ -98,7 +113,7 @@ export class WriteWindow implements RemoteMemory {
    * server's rail had failed when the window was registered.
    */
   on(path: PeerPath): RemoteRegionId | undefined {
-    if (this.state !== 'open' || path.state === 'gone') return undefined;
+    if (!this.#takesWrites || path.state === 'gone') return undefined;
     const known = this.#remotes.get(path);
     if (known !== undefined) return known;
     const rails = this.#offer?.rails ?? [];
@@ -115,6 +130,10 @@ export class WriteWindow implements RemoteMemory {
     });
     this.#remotes.set(path, remote);
     return remote;
+  }
+
+  get #takesWrites(): boolean {
+    return this.state === 'open' || (this.state === 'leaving' && performance.now() < this.#leavesAtMs);
   }
 
   #tellWaiting(): void {
@@ -135,6 +154,8 @@ export interface WriteTarget {
 interface SessionWindow {
   readonly window: WriteWindow;
   next: number;
+  /** A value of more than {@link WINDOW_SHARE_MAX} of it is the last in {@link slots}. */
+  largeLast: boolean;
   /** Values that are not announced yet, in ascending order. */
   readonly slots: WindowSlot[];
 }
@@ -206,7 +227,7 @@ export class WriteWindows {
       );
     }
     window.open(offer);
-    if (offer.sessionWindow) this.#session.push({ window, next: 0, slots: [] });
+    if (offer.sessionWindow) this.#session.push({ window, next: 0, largeLast: false, slots: [] });
   }
 
   /**
@@ -220,7 +241,8 @@ export class WriteWindows {
       return;
     }
     window.closed = closed;
-    this.#end(window);
+    if (closed) this.#end(window);
+    else this.#leave(window);
     this.#leaveIfQuiet(window);
   }
 
@@ -263,13 +285,14 @@ export class WriteWindows {
    * where they are of like size: the rails take turns.
    */
   allocate(length: number): WindowSlot | undefined {
-    for (const [i, session] of this.#session.entries()) {
+    for (const session of this.#session) {
       const { window, next, slots } = session;
-      if (next + length > window.length) continue;
-      if (length > window.length * WINDOW_SHARE_MAX && slots.length > 0) continue;
+      const isLarge = length > window.length * WINDOW_SHARE_MAX;
+      const isInTheWay = slots.length > 0 && (isLarge || session.largeLast);
+      if (next + length > window.length || isInTheWay) continue;
       session.next = Math.ceil((next + length) / ALIGNMENT_BYTES) * ALIGNMENT_BYTES;
-      // Those before it have no room for what is usual here, and are not looked at again.
-      if (i > 0) this.#session.splice(0, i);
+      session.largeLast = isLarge;
+      while (this.#session[0] !== session && isFilled(this.#session[0])) this.#session.shift();
       window.grants += 1;
       const slot = new WindowSlot({ window, windowOffset: next, length }, () => this.#announceInOrder(session));
       slots.push(slot);
@@ -311,15 +334,28 @@ export class WriteWindows {
     return window;
   }
 
+  /** Nothing new begins in a session window. */
+  #leave(window: WriteWindow): void {
+    if (window.state === 'open') window.leave();
+    else window.end();
+    this.#forgetRoom(window);
+  }
+
   #end(window: WriteWindow): void {
     window.end();
+    this.#forgetRoom(window);
+  }
+
+  #forgetRoom(window: WriteWindow): void {
     const place = this.#session.findIndex((session) => session.window === window);
     if (place >= 0) this.#session.splice(place, 1);
   }
 
   #leaveIfQuiet(window: WriteWindow): void {
-    if (window.state !== 'ended' || window.writes > 0 || window.announcing) return;
+    const isOver = window.state === 'leaving' || window.state === 'ended';
+    if (!isOver || window.writes > 0 || window.announcing) return;
     if (this.#windows.get(window.id) !== window) return;
+    window.end();
     this.#windows.delete(window.id);
     if (!window.closed) this.send({ operationId: 0, windowEnded: { windowId: window.id } });
   }
@@ -333,7 +369,7 @@ export class WriteWindows {
     if (slots.length > 0 || !window.announcing) return;
     window.announcing = false;
     // Of a full one nothing more is wanted: the server need not ask for it.
-    if (session.next >= window.length) this.#end(window);
+    if (session.next >= window.length) this.#leave(window);
     this.#leaveIfQuiet(window);
   }
 
@@ -346,6 +382,10 @@ export class WriteWindows {
     }
     throw new FabricKvError('ERR_FABRICKV_PROTOCOL', `the server has granted parts of ${WINDOWS_MAX} windows`);
   }
+}
+
+function isFilled(session: SessionWindow | undefined): boolean {
+  return session !== undefined && session.next >= session.window.length * WINDOW_FILLED_MAX;
 }
 
 /** The error of an operation whose window was taken back. */

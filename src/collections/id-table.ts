@@ -12,7 +12,7 @@ const NONE = -1;
 
 /** Ids are integers from 0 up to 2^53. */
 export class IdTable<T> {
-  /** By the low bits of the ids: the first place of each chain. As many as there are places, a power of 2. */
+  /** The first place of each chain. As many as there are places, a power of 2. */
   #heads = new Int32Array(PLACES_MIN).fill(NONE);
   /** By place: what it holds, and the next place of its chain, or of those that are free. */
   #ids = new Float64Array(PLACES_MIN);
@@ -45,7 +45,7 @@ export class IdTable<T> {
 
   /** Takes an item out; false when there is none. */
   delete(id: number): boolean {
-    const chain = id & (this.#heads.length - 1);
+    const chain = chainOf(id, this.#heads.length);
     let before = NONE;
     let place = this.#heads[chain] ?? NONE;
     while (place !== NONE && this.#ids[place] !== id) {
@@ -79,7 +79,7 @@ export class IdTable<T> {
   }
 
   #placeOf(id: number): number {
-    let place = this.#heads[id & (this.#heads.length - 1)] ?? NONE;
+    let place = this.#heads[chainOf(id, this.#heads.length)] ?? NONE;
     while (place !== NONE && this.#ids[place] !== id) place = this.#next[place] ?? NONE;
     return place;
   }
@@ -93,7 +93,7 @@ export class IdTable<T> {
     } else {
       this.#free = this.#next[place] ?? NONE;
     }
-    const chain = id & (this.#heads.length - 1);
+    const chain = chainOf(id, this.#heads.length);
     this.#ids[place] = id;
     this.#items[place] = item;
     this.#next[place] = this.#heads[chain] ?? NONE;
@@ -128,4 +128,9 @@ export class IdTable<T> {
     this.#unused = 0;
     this.#size = 0;
   }
+}
+
+/** @internal Ids may be addresses, which share their low bits: all bits count, by Knuth's multiplicative hashing. */
+export function chainOf(id: number, chains: number): number {
+  return Math.imul((id / 2 ** 32) ^ id, 0x9e37_79b1) >>> (Math.clz32(chains) + 1);
 }

@@ -11,6 +11,11 @@ let listening = false;
 /** Mappings whose JS handle was dropped without `close()`: their native handle is closed for them. */
 const forgotten = new FinalizationRegistry<number>((id) => nativeAddon().closeMapping(id));
 
+// Outside of `lend`, where it would keep the first loan for ever.
+function settleAll(returned: readonly number[]): void {
+  for (const loan of returned) loans.settle(loan);
+}
+
 /** A {@link Mapping} over `mmap`. */
 export class NativeMapping implements Mapping {
   readonly id: number;
@@ -36,9 +41,7 @@ export class NativeMapping implements Mapping {
     const addon = nativeAddon();
     if (!listening) {
       listening = true;
-      addon.onLoansReturned((returned) => {
-        for (const loan of returned) loans.settle(loan);
-      });
+      addon.onLoansReturned(settleAll);
     }
     const loan = loans.add(onReturned);
     const lent = addon.lendMapping(this.id, offset, length, loan);

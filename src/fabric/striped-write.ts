@@ -159,7 +159,8 @@ export class StripedWrite {
 
   #ended(part: Part, error: FabricError | undefined): void {
     const { path } = part;
-    this.#parts.splice(this.#parts.indexOf(part), 1);
+    const place = this.#parts.indexOf(part);
+    if (place >= 0) this.#parts.splice(place, 1);
     const landedBytes = error === undefined ? part.length : error.landedBytes;
     path.leave(part, landedBytes);
     this.#landedBytes += landedBytes;

@@ -1,5 +1,5 @@
 /**
- * Memory that frames are written to, used again when the transport has taken them. V8 counts every new Buffer as pressure, and
+ * Memory that frames are written to, used again when the transport does not read them any more. V8 counts every new Buffer as pressure, and
  * collects the whole heap after 64 MiB of them: with values of 4 KiB that was 15 times a second (ADR 0007).
  */
 

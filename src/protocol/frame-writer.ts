@@ -9,8 +9,8 @@ import { WireWriter } from './wire-format.js';
 
 /** The part of a gRPC stream that frames are written to. */
 export interface FrameSink {
-  /** Calls back, in the order of writing, when the transport has taken the bytes. */
-  write(bytes: Buffer, callback: () => void): unknown;
+  /** Calls back, in the order of writing, when the transport has taken the bytes, or with the error that has kept it from that. */
+  write(bytes: Buffer, callback: (error?: Error | null) => void): unknown;
 }
 
 /** An inline value on its way out, piece by piece. */
@@ -50,7 +50,7 @@ export class FrameWriter<Message> {
   };
   private ended = false;
   // One for all frames: a closure for each would cost every small operation something.
-  private readonly onTaken = (): void => this.taken();
+  private readonly onTaken = (error?: Error | null): void => this.taken(error);
 
   constructor(
     private readonly sink: FrameSink,
@@ -58,7 +58,7 @@ export class FrameWriter<Message> {
     /** Told when the stream takes no more for now, and when it does again. */
     private readonly onWritable: (writable: boolean) => void = () => undefined,
     private readonly total = new QueuedBytes(Number.POSITIVE_INFINITY),
-    /** Where the transport does not read a frame any more once it has called back. */
+    /** For a transport that does not read a frame any more once it has called back: grpc-js's server has copied it before. */
     chunks?: ChunkPool,
   ) {
     this.frame = new WireWriter(chunks);
@@ -108,7 +108,7 @@ export class FrameWriter<Message> {
     this.queuedChunks.length = 0;
   }
 
-  private write(bytes: Buffer, onTaken: () => void = this.onTaken): void {
+  private write(bytes: Buffer, onTaken = this.onTaken): void {
     this.queuedLengths.push(bytes.length);
     this.queuedChunks.push(this.frame.chunk);
     this.queuedBytes += bytes.length;
@@ -119,10 +119,11 @@ export class FrameWriter<Message> {
     this.onWritable(false);
   }
 
-  private taken(): void {
+  private taken(error: Error | null | undefined): void {
     const length = this.queuedLengths.shift() ?? 0;
     const chunk = this.queuedChunks.shift();
-    if (chunk !== undefined) this.frame.taken(chunk);
+    // Of a stream that has failed it is not known what it reads still: that chunk is never used again.
+    if (chunk !== undefined && !error) this.frame.taken(chunk);
     this.queuedBytes -= length;
     this.total.bytes -= length;
     if (this.ended) return;
@@ -167,9 +168,9 @@ export class FrameWriter<Message> {
       this.sources.push(source);
       this.dataInFlightBytes += piece.sizeBytes;
       this.append(piece.message, this.frame);
-      this.write(this.frame.take(), () => {
+      this.write(this.frame.take(), (error) => {
         this.dataInFlightBytes -= piece.sizeBytes;
-        this.taken();
+        this.taken(error);
       });
     }
   }

@@ -153,10 +153,7 @@ export class WireWriter {
     const last = this.#chunk;
     const chunk = this.#chunkFor(this.sizeBytes + sizeBytes);
     last.bytes.copy(chunk.bytes, 0, this.#begin, this.#at);
-    this.#chunk = chunk;
-    this.bytes = chunk.bytes;
-    this.#at -= this.#begin;
-    this.#begin = 0;
+    this.#use(chunk);
     if (last.frames === 0) this.pool.give(last);
   }
 
@@ -172,7 +169,21 @@ export class WireWriter {
   /** A frame in this chunk is read no more. */
   taken(chunk: Chunk): void {
     chunk.frames -= 1;
-    if (chunk.frames === 0 && chunk !== this.#chunk) this.pool.give(chunk);
+    if (chunk.frames > 0) return;
+    if (chunk === this.#chunk) {
+      // Who has nothing to say keeps only little memory for it.
+      if (this.sizeBytes > 0 || chunk.bytes.length < LARGE_CHUNK_BYTES) return;
+      this.#use(new Chunk(NO_BYTES));
+    }
+    this.pool.give(chunk);
+  }
+
+  /** The frame that was begun is in this chunk from now on, at its start. */
+  #use(chunk: Chunk): void {
+    this.#chunk = chunk;
+    this.bytes = chunk.bytes;
+    this.#at -= this.#begin;
+    this.#begin = 0;
   }
 
   /** Where frames are large they begin in a large chunk, so that none is copied as it grows. */

@@ -18,6 +18,9 @@ import { turnNowMs } from '../protocol/turn-clock.js';
 /** Retries of one mutation that wait for it: a client has one for each session that it lost meanwhile. */
 const WAITERS_MAX = 64;
 
+/** Clients that have a table of mutations that are being applied, with none in it. */
+const IDLE_TABLES_MAX = 64;
+
 type Waiter = (result: Result | undefined) => void;
 
 /**
@@ -66,8 +69,10 @@ class ClientResults {
 export class MutationHistory {
   // Maps keep insertion order: the first is the oldest.
   private readonly clients = new Map<bigint, ClientResults>();
-  /** Those of a client stay when none is left: most begin another one soon. */
+  /** Tables stay when nothing is left in them, as long as they are few: most clients begin another mutation soon. */
   private readonly pending = new Map<bigint, IdTable<Waiter[]>>();
+  /** In all of them. */
+  private applying = 0;
   private results = 0;
   /** The client that was used last, which stands last in the map. */
   private last: { readonly clientId: bigint; readonly results: ClientResults } | undefined;
@@ -118,12 +123,12 @@ export class MutationHistory {
   begin(clientId: bigint, operationId: number): void {
     let pending = this.pending.get(clientId);
     if (pending === undefined) {
-      if (this.pending.size >= MUTATION_CLIENTS_MAX) this.forgetIdle();
       pending = new IdTable();
       this.pending.set(clientId, pending);
     }
     if (pending.get(operationId) !== undefined) throw new Error(`mutation ${operationId} is begun twice`);
     pending.set(operationId, []);
+    this.applying += 1;
   }
 
   /** What became of a mutation: its result, or undefined when it changed nothing. */
@@ -137,20 +142,18 @@ export class MutationHistory {
   }
 
   private waiting(clientId: bigint, operationId: number): Waiter[] | undefined {
-    return this.pending.size === 0 ? undefined : this.pending.get(clientId)?.get(operationId);
+    return this.applying === 0 ? undefined : this.pending.get(clientId)?.get(operationId);
   }
 
   private endPending(clientId: bigint, operationId: number): readonly Waiter[] {
-    if (this.pending.size === 0) return [];
+    if (this.applying === 0) return [];
     const pending = this.pending.get(clientId);
     const waiting = pending?.get(operationId);
     if (pending === undefined || waiting === undefined) return [];
     pending.delete(operationId);
+    this.applying -= 1;
+    if (pending.size === 0 && this.pending.size > IDLE_TABLES_MAX) this.pending.delete(clientId);
     return waiting;
-  }
-
-  private forgetIdle(): void {
-    for (const [clientId, pending] of this.pending) if (pending.size === 0) this.pending.delete(clientId);
   }
 
   private keep(clientId: bigint, operationId: number, result: Result): void {

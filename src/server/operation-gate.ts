@@ -40,6 +40,7 @@ export class OperationGate {
   // A set keeps the order of arrival, and lets one that has ended while it waited go from its middle.
   private readonly waitingStarts = new Set<() => void>();
   private admitting = false;
+  private closed = false;
 
   constructor(
     readonly inFlightMax: number,
@@ -90,6 +91,11 @@ export class OperationGate {
     if (this.waitingStarts.size === 0) this.shared.starved.delete(this);
   }
 
+  /** Nothing starts any more; what waits is to be withdrawn. */
+  close(): void {
+    this.closed = true;
+  }
+
   /** One that was started has ended; the next one starts in its place. */
   leave(): void {
     this.inFlight -= 1;
@@ -125,11 +131,14 @@ export class OperationGate {
   // Of what is its own no gate ever waits for another's.
   private mayStart(): boolean {
     const { inFlight, shared } = this;
-    return inFlight < this.inFlightMax && (inFlight < GATE_OWN_MAX || shared.inFlight < shared.inFlightMax);
+    const hasRoom = inFlight < GATE_OWN_MAX || shared.inFlight < shared.inFlightMax;
+    return !this.closed && inFlight < this.inFlightMax && hasRoom;
   }
 
   private mayWait(): boolean {
     const { size } = this.waitingStarts;
-    return size < this.waitingMax && (size < GATE_OWN_MAX || this.shared.waiting < this.shared.waitingMax);
+    return (
+      !this.closed && size < this.waitingMax && (size < GATE_OWN_MAX || this.shared.waiting < this.shared.waitingMax)
+    );
   }
 }

@@ -66,6 +66,8 @@ export class PutOperation implements ActiveOperation, GrantUser {
   /** Cancelled while it was being committed: the client is told when that has ended. */
   private cancelled = false;
   private receivedBytes = 0;
+  /** By RDMA, as far as the client has said it. */
+  private landedBytes = 0;
   private inlineCrc = 0;
   private readonly crc: RunningCrc;
   /** Grants of PutMore, one after the other; never rejects. */
@@ -120,6 +122,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       return;
     }
     this.renew();
+    this.landedBytes = Math.max(this.landedBytes, bytesWritten);
     if (!inline && !this.request.withoutCrc) this.crc.advance(bytesWritten);
   }
 
@@ -149,7 +152,7 @@ export class PutOperation implements ActiveOperation, GrantUser {
       return;
     }
     const length = this.request.streamed ? toSafeInteger(commit.length, 'PutCommit.length') : this.request.length;
-    if (length > this.grantedBytes || (this.request.streamed && length < this.crc.landed)) {
+    if (length > this.grantedBytes || (this.request.streamed && length < this.landedBytes)) {
       this.fail(protocolError(`PutCommit of ${length} bytes, of ${this.grantedBytes} granted`));
       return;
     }

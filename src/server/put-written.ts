@@ -48,6 +48,8 @@ export class WrittenPut implements ActiveOperation, WindowUser {
   private readonly onTurn = (): void => {
     this.entered = true;
     this.become('committing');
+    // While the value is checked, the next window is opened.
+    this.windows.offerSessionWindows(this.written.length);
     void this.commit();
   };
 
@@ -76,8 +78,6 @@ export class WrittenPut implements ActiveOperation, WindowUser {
       throw error;
     }
     this.trace.mark('put.commit.received');
-    // While the value is checked, the next window is opened.
-    this.windows.offerSessionWindows(written.length);
     host.context.history.begin(host.clientId, operationId);
     if (!host.gate.enter(this.onTurn)) {
       host.context.history.settle(host.clientId, operationId, undefined);

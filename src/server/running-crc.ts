@@ -52,11 +52,6 @@ export class RunningCrc {
     private readonly arena: Arena,
   ) {}
 
-  /** How far it was told that the bytes have landed. */
-  get landed(): number {
-    return this.landedBytes;
-  }
-
   /** More room, behind what there is. */
   add(extents: readonly Extent[]): void {
     for (const extent of extents) {

@@ -26,10 +26,12 @@ const HEADROOM_PART = 4;
 
 /** A window that nobody uses for this long is taken back. */
 const IDLE_MS = 1000;
-/** A client that was asked to end its writes to a window is given this long when memory is wanted or the window idles, */
-const REVOKE_GRACE_MS = 250;
-/** and this long when it has the next one. */
-const SUPERSEDED_GRACE_MS = 1000;
+/** A client that was asked to end its writes to a window is given this long when memory is wanted, */
+const WANTED_GRACE_MS = 250;
+/** and otherwise this long. */
+const UNUSED_GRACE_MS = 1000;
+/** A session window that is fuller than this is of no more use when the client has begun with a later one; the client has the same rule. */
+const FILLED_MAX = 3 / 4;
 
 /** Session windows of one session that are not closed yet, those that are being revoked included, */
 const SESSION_WINDOWS_MAX = 6;
@@ -208,7 +210,8 @@ export class SessionWindows {
   /** Takes back what nobody has used for a while. */
   sweep(nowMs: number): void {
     for (const window of [...this.windows.values()]) {
-      if (!window.inUse && nowMs - window.lastUsedMs >= IDLE_MS) this.takeBack(window, 'it was not used');
+      if (!window.inUse && nowMs - window.lastUsedMs >= IDLE_MS)
+        this.takeBack(window, 'it was not used', UNUSED_GRACE_MS);
     }
   }
 
@@ -218,7 +221,7 @@ export class SessionWindows {
     for (const window of [...this.windows.values()]) {
       if (window.inUse) continue;
       closing.push(window.whenClosed);
-      this.takeBack(window, 'the server needs its memory');
+      this.takeBack(window, 'the server needs its memory', WANTED_GRACE_MS);
     }
     await Promise.all(closing);
   }
@@ -291,24 +294,27 @@ export class SessionWindows {
   }
 
   private use(window: WriteWindow, user: WindowUser): void {
+    if (user.dependsOn.includes(window)) return;
+    user.dependsOn.push(window);
     window.enter(user);
-    if (!user.dependsOn.includes(window)) user.dependsOn.push(window);
   }
 
-  /** The client has begun with a later session window: those before it are of no more use. */
+  /** The client has begun with a later session window: those before it that are nearly full are of no more use. */
   private supersede(by: WriteWindow): void {
     for (const window of this.windows.values()) {
       if (window === by) return;
       // They are kept in the order in which they were made.
-      if (window.kind === 'session') this.revoke(window, 'the next one is in use', SUPERSEDED_GRACE_MS);
+      if (window.kind === 'session' && isFilled(window)) {
+        this.revoke(window, 'the next one is in use', UNUSED_GRACE_MS);
+      }
     }
   }
 
-  private takeBack(window: WriteWindow, reason: string): void {
+  private takeBack(window: WriteWindow, reason: string, graceMs: number): void {
     if (window === this.shared?.window) this.shared = undefined;
     // An honest client writes only where it has a grant, or to what it was offered.
     if (window.kind === 'grants' || window.keys.length === 0) this.seal(window, reason);
-    else this.revoke(window, reason, REVOKE_GRACE_MS);
+    else this.revoke(window, reason, graceMs);
   }
 
   private revoke(window: WriteWindow, reason: string, graceMs: number): void {
@@ -359,11 +365,12 @@ export class SessionWindows {
   }
 }
 
+function isFilled({ usedBytes, range }: WriteWindow): boolean {
+  return usedBytes >= range.length * FILLED_MAX;
+}
+
 function nearlyFull(window: WriteWindow, wantedBytes: number): boolean {
-  return (
-    window.usedBytes >= (window.range.length * 3) / 4 ||
-    (window.leftBytes < wantedBytes && wantedBytes <= window.range.length)
-  );
+  return isFilled(window) || (window.leftBytes < wantedBytes && wantedBytes <= window.range.length);
 }
 
 function placesOf(extents: readonly Extent[], windows: readonly WriteWindow[]): GrantExtent[] {

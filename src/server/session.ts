@@ -207,8 +207,9 @@ export class Session implements OperationTable, InboxOwner {
     clearTimeout(this.helloTimer);
     this.writer.flush();
     this.writer.end();
-    // The last first: what waits must not begin in the place of what is stopped.
-    for (const operation of this.operations.toArray().reverse()) operation.stop({ kind: 'session-ended' });
+    // What waits must not begin in the place of what is stopped.
+    this.gate.close();
+    for (const operation of this.operations.toArray()) operation.stop({ kind: 'session-ended' });
     this.leases.close();
     this.idleCallback?.();
     if (error === undefined) this.stream.end();

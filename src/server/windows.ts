@@ -204,12 +204,13 @@ export class WriteWindow implements WriteBarrier {
 
   /** A PUT depends on it: it is told when the window closes, and is not disturbed for want of memory or for idling. */
   enter(user: WindowUser): void {
-    if (!this.users.includes(user)) this.users.push(user);
+    this.users.push(user);
   }
 
   leave(user: WindowUser): void {
-    const place = this.users.lastIndexOf(user);
-    if (place >= 0) this.users.splice(place, 1);
+    const place = this.users.indexOf(user);
+    const last = this.users.pop();
+    if (place >= 0 && place < this.users.length && last !== undefined) this.users[place] = last;
     this.lastUsedMs = performance.now();
   }
 

@@ -119,9 +119,9 @@ describe('the size memory', () => {
       [sizes.lookup(0, key('a')), sizes.lookup(1, key('a')), sizes.lookup(2, key('a'))],
       [5, 6, undefined],
     );
-    for (let index = 0; index < 4095; index++) sizes.remember(0, key(`k${index}`), index);
+    for (let index = 0; index < 8191; index++) sizes.remember(0, key(`k${index}`), index);
     assert.equal(sizes.lookup(1, key('a')), 6);
-    for (let index = 0; index < 4095; index++) sizes.remember(0, key(`l${index}`), index);
+    for (let index = 0; index < 8191; index++) sizes.remember(0, key(`l${index}`), index);
     assert.equal(sizes.lookup(0, key('a')), undefined);
     assert.equal(sizes.lookup(0, key('k0')), undefined);
     assert.equal(sizes.lookup(0, key('l0')), 0);

@@ -241,7 +241,7 @@ describe('a PUT into the session window', () => {
     await client.offer(1, true);
     await client.offer(2, false);
     const pending = client.put();
-    client.peer.last.send({ operationId: 0, windowRevoke: { windowId: 1, reason: 'a hostile sign' } });
+    client.peer.last.send({ operationId: 0, windowRevoke: { windowId: 1, reason: 'a hostile sign', closed: true } });
     await client.settled();
     client.rail.completes = true;
     client.rail.writes[0]?.end('TRANSFER_FAILED');
@@ -295,6 +295,46 @@ describe('a PUT into the session window', () => {
     await waitFor(full, { what: 'WindowEnded' });
     const bodies = last.received.map(({ body }) => body);
     assert.ok(bodies.lastIndexOf('putWritten') < bodies.lastIndexOf('windowEnded'));
+  });
+
+  test('a small value does not wait behind a large one, and the room beside that is used again', async () => {
+    await using client = await WindowClient.connect(stopAt('putWritten', stored));
+    await client.offer(1, true, 3 * MIB);
+    await client.offer(2, true, 3 * MIB);
+    const large = client.put();
+    const small = client.put({}, 64);
+    const [first, second] = client.rail.writes;
+    second?.end();
+    await small;
+    first?.end();
+    await large;
+    const { last } = client.peer;
+    const placed = (): [number, number][] =>
+      last
+        .of('putWritten')
+        .map(({ putWritten }) => [putWritten?.windowId ?? 0, toSafeInteger(putWritten?.windowOffset ?? nothing(), '')]);
+    assert.deepEqual(placed(), [
+      [2, 0],
+      [1, 0],
+    ]);
+    const next = client.put({}, 64);
+    client.rail.writes[0]?.end();
+    await next;
+    assert.deepEqual(placed()[2], [1, MIB]);
+  });
+
+  test('a value that is on its way when its window is revoked is written to its end there', async () => {
+    await using client = await WindowClient.connect(stopAt('putWritten', stored));
+    await client.offer(1, true);
+    const pending = client.put();
+    client.peer.last.send({ operationId: 0, windowRevoke: { windowId: 1, reason: 'idle' } });
+    await client.settled();
+    // Tried again on the same path.
+    client.rail.writes[0]?.end('TRANSFER_FAILED');
+    await waitFor(() => client.rail.posted === 2, { what: 'the second try' });
+    client.rail.writes[0]?.end();
+    await pending;
+    assert.equal(client.peer.last.of('putWritten').length, 1);
   });
 
   test('nothing is said of a window that the server has closed', async () => {

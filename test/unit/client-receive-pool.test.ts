@@ -1,9 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { allocationBytes, FreeList } from '../../src/client/free-list.js';
 import { type Block, ReceivePool } from '../../src/client/receive-pool.js';
 import { mapMemory } from '../../src/fabric/index.js';
+import { waitFor } from '../support/wait-for.js';
+
+setFlagsFromString('--expose-gc');
+const collectGarbage = runInNewContext('gc') as () => void;
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -145,6 +151,20 @@ describe('the receive pool', () => {
     allocated(pool.tryGuess(256 * KIB));
     assert.equal(pool.tryGuess(4096), undefined);
     allocated(pool.tryAllocate(4096));
+    pool.close();
+  });
+
+  test('what is lent and dropped comes back with the garbage', async () => {
+    const pool = await poolOf(MIB);
+    for (let i = 0; i < 3; i++) pool.lend(allocated(pool.tryAllocate(4096)));
+    assert.ok(pool.lentBytes > 0);
+    await waitFor(
+      () => {
+        collectGarbage();
+        return pool.lentBytes === 0;
+      },
+      { what: 'the lent bytes', intervalMs: 5 },
+    );
     pool.close();
   });
 });

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { IdTable } from '../../src/collections/id-table.js';
+import { chainOf, IdTable } from '../../src/collections/id-table.js';
 import { configureProperties } from './support/seed.js';
 
 configureProperties(300);
@@ -47,4 +47,14 @@ test('a table that was large gives its room back, and loses nothing', () => {
     Array.from({ length: 50 }, (_, i) => i * 1000),
   );
   assert.equal(table.delete(1), false);
+});
+
+test('addresses, whose low bits are alike, do not share chains', () => {
+  const chains = 2048;
+  for (const step of [1, 64, 2 ** 14, 2 ** 18, 2 ** 33]) {
+    const used = new Set<number>();
+    for (let i = 0; i < chains / 2; i++) used.add(chainOf(i * step, chains));
+    assert.ok(used.size > chains / 8, `${used.size} chains for 1,024 ids in steps of ${step}`);
+    assert.ok([...used].every((chain) => chain >= 0 && chain < chains));
+  }
 });
