@@ -99,7 +99,7 @@ export const serverSettings = {
     format: exactSize,
   }),
   'fabric-option': fabricOptionSetting,
-  'inline-threshold': inlineThresholdSetting('16KiB for GET, 32KiB for PUT'),
+  'inline-threshold': inlineThresholdSetting('32KiB'),
   'max-value': optional({
     placeholder: 'SIZE',
     about: 'the longest value that is taken',

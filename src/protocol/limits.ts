@@ -51,11 +51,8 @@ export const OPERATION_TIMEOUT_MS_MAX = 24 * 60 * 60 * 1000;
  */
 export const STREAM_SILENCE_MS_MAX = 30_000;
 
-/** Values up to this length travel inline in a GET, unless the server or the caller says otherwise. */
-export const GET_INLINE_THRESHOLD_DEFAULT = 16 * KIB;
-
-/** Values up to this length travel inline in a PUT, unless the server or the caller says otherwise. */
-export const PUT_INLINE_THRESHOLD_DEFAULT = 32 * KIB;
+/** Values up to this length travel inline, unless the server or the caller says otherwise: docs/benchmarks.md, "inline-threshold". */
+export const INLINE_THRESHOLD_DEFAULT = 32 * KIB;
 
 /** The server keeps the results of a client's mutations this long, so that a retry gets the first result. */
 export const MUTATION_RESULT_KEPT_MS = 120_000;

@@ -24,10 +24,9 @@ import { displayKey, redactKey } from '../protocol/keys.js';
 import {
   EXTENT_BYTES_MAX,
   FRAME_BYTES_MAX,
-  GET_INLINE_THRESHOLD_DEFAULT,
+  INLINE_THRESHOLD_DEFAULT,
   KEEPALIVE_TIME_MS,
   KEEPALIVE_TIMEOUT_MS,
-  PUT_INLINE_THRESHOLD_DEFAULT,
 } from '../protocol/limits.js';
 import { HEALTH_SERVICE_NAME, methodOf, packageDefinition } from '../protocol/proto.js';
 import { formatSize } from '../protocol/units.js';
@@ -237,8 +236,8 @@ function addServices(grpc: Server, context: ServerContext, sessions: Sessions): 
 
 function settingsOf(options: KvServerOptions): ServerSettings {
   return {
-    getInlineThreshold: options.inlineThreshold ?? GET_INLINE_THRESHOLD_DEFAULT,
-    putInlineThreshold: options.inlineThreshold ?? PUT_INLINE_THRESHOLD_DEFAULT,
+    getInlineThreshold: options.inlineThreshold ?? INLINE_THRESHOLD_DEFAULT,
+    putInlineThreshold: options.inlineThreshold ?? INLINE_THRESHOLD_DEFAULT,
     maxValueBytes: options.maxValueBytes ?? options.memoryBytes,
     maxSessions: options.maxSessions ?? 1024,
     maxInFlight: options.maxInFlight ?? 1024,

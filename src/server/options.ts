@@ -35,7 +35,7 @@ export interface KvServerOptions {
   readonly forceQuiescence?: 'close-endpoint' | undefined;
   /** libfabric's own variables, set before it loads. */
   readonly fabricOptions?: Readonly<Record<string, string>> | undefined;
-  /** Values up to it travel inline, Infinity for all; by default 16 KiB for GET and 32 KiB for PUT. */
+  /** Values up to it travel inline, Infinity for all; 32 KiB by default. */
   readonly inlineThreshold?: number | undefined;
   /** The longest value; by default the arena's size. */
   readonly maxValueBytes?: number | undefined;

@@ -14,7 +14,7 @@ const KIB = 1024;
 const MIB = 1024 * KIB;
 const GIB = 1024 * MIB;
 const SIZES = FULL
-  ? [0, 1, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 32 * KIB, 32 * KIB + 1, MIB + 7, 16 * MIB + 1, 100 * MIB, GIB]
+  ? [0, 1, 32 * KIB - 1, 32 * KIB, 32 * KIB + 1, MIB + 7, 16 * MIB + 1, 100 * MIB, GIB]
   : [0, 1, 32 * KIB + 1, 16 * MIB + 1];
 const FEW_SIZES = [1, 16 * MIB + 1];
 

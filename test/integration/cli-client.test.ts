@@ -115,14 +115,12 @@ describe('kv-client', () => {
 
   it('takes the path that the threshold says, at its edges, and tells it', async () => {
     const edges = [
-      [16 * KIB, 'inline', 'inline'],
-      [16 * KIB + 1, 'inline', 'rdma'],
+      [32 * KIB, 'inline', 'inline'],
       [32 * KIB + 1, 'rdma', 'rdma'],
     ] as const;
     const more = [
       [0, 'inline', 'inline'],
       [1, 'inline', 'inline'],
-      [32 * KIB, 'inline', 'rdma'],
       [MIB + 7, 'rdma', 'rdma'],
     ] as const;
     for (const [length, putPath, getPath] of FULL ? [...edges, ...more] : edges) {

@@ -11,25 +11,21 @@ import { crcText, crcTextOfFile, writeValueFile } from '../support/values.js';
 const KIB = 1024;
 const MIB = 1024 * KIB;
 const GIB = 1024 * MIB;
-const GET_THRESHOLD = 16 * KIB;
-const PUT_THRESHOLD = 32 * KIB;
+const THRESHOLD = 32 * KIB;
 
-/** 0 B, 1 B, each threshold with its neighbours, and what takes one and several extents. */
+/** 0 B, 1 B, the threshold with its neighbours, and what takes one and several extents. */
 const ALL_SIZES = [
   0,
   1,
-  GET_THRESHOLD - 1,
-  GET_THRESHOLD,
-  GET_THRESHOLD + 1,
-  PUT_THRESHOLD - 1,
-  PUT_THRESHOLD,
-  PUT_THRESHOLD + 1,
+  THRESHOLD - 1,
+  THRESHOLD,
+  THRESHOLD + 1,
   MIB + 7,
   16 * MIB + 1,
   100 * MIB,
   GIB,
 ];
-const SIZES = FULL ? ALL_SIZES : [0, PUT_THRESHOLD + 1, 16 * MIB + 1];
+const SIZES = FULL ? ALL_SIZES : [0, THRESHOLD + 1, 16 * MIB + 1];
 /** By a path that the size would not take by itself. In the short form cli-client.test.ts has the edges, and inline-latency.test.ts moves 1 GiB inline. */
 const FORCED_SIZES = { max: FULL ? ALL_SIZES : [MIB + 7], 0: FULL ? ALL_SIZES : [1, GIB] };
 
@@ -76,7 +72,7 @@ describe('a value goes into one process and comes back in another, byte for byte
 
     const put = await server.client(['put', key, '--file', source, ...common], { timeoutMs: RUN_TIMEOUT_MS });
     assert.equal(put.code, 0, put.stderr);
-    const putPath = expectedPath(length, threshold, PUT_THRESHOLD);
+    const putPath = expectedPath(length, threshold, THRESHOLD);
     const stored = put.json() as Record<string, unknown>;
     assert.deepEqual(
       { path: stored['path'], bytes: stored['bytes'], crc32c: stored['crc32c'] },
@@ -92,7 +88,7 @@ describe('a value goes into one process and comes back in another, byte for byte
 
     const get = await server.client(['get', key, '--out', target, ...common], { timeoutMs: RUN_TIMEOUT_MS });
     assert.equal(get.code, 0, get.stderr);
-    const getPath = expectedPath(length, threshold, GET_THRESHOLD);
+    const getPath = expectedPath(length, threshold, THRESHOLD);
     const got = get.json() as Record<string, unknown>;
     assert.deepEqual(
       { path: got['path'], bytes: got['bytes'], crc32c: got['crc32c'], version: got['version'] },
