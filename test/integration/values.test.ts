@@ -14,17 +14,7 @@ const GIB = 1024 * MIB;
 const THRESHOLD = 32 * KIB;
 
 /** 0 B, 1 B, the threshold with its neighbours, and what takes one and several extents. */
-const ALL_SIZES = [
-  0,
-  1,
-  THRESHOLD - 1,
-  THRESHOLD,
-  THRESHOLD + 1,
-  MIB + 7,
-  16 * MIB + 1,
-  100 * MIB,
-  GIB,
-];
+const ALL_SIZES = [0, 1, THRESHOLD - 1, THRESHOLD, THRESHOLD + 1, MIB + 7, 16 * MIB + 1, 100 * MIB, GIB];
 const SIZES = FULL ? ALL_SIZES : [0, THRESHOLD + 1, 16 * MIB + 1];
 /** By a path that the size would not take by itself. In the short form cli-client.test.ts has the edges, and inline-latency.test.ts moves 1 GiB inline. */
 const FORCED_SIZES = { max: FULL ? ALL_SIZES : [MIB + 7], 0: FULL ? ALL_SIZES : [1, GIB] };
