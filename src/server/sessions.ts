@@ -13,8 +13,8 @@ import { Session, type SessionsShare } from './session.js';
 import type { SessionStream } from './session-inbox.js';
 import { Turns } from './turns.js';
 
-/** Memory for frames that is kept while no session needs it: 16 MiB. */
-const CHUNKS_KEPT_MAX = 64;
+/** Memory for frames that is kept while no session needs it: 4 MiB. */
+const CHUNKS_KEPT_MAX = 16;
 
 /** Opens sessions and ends them. */
 export class Sessions {
